@@ -1,0 +1,272 @@
+"""A study: the question, the proxies, the ladder of sizes, the search and the target, read from one TOML file.
+
+Unknown keys are refused with the nearest known name; all errors of a file are reported at once, each with file, key,
+rule, value and what to try.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+
+from foretune.accounting import ModelShape, choose_ffn_width
+from foretune.errors import InputError
+from foretune.quantities import TokensPerParam
+from foretune.sections import (
+    BudgetSection,
+    DataSection,
+    ProxySection,
+    RunnerSection,
+    ScaleSection,
+    SearchSection,
+    Section,
+    StudySection,
+    TargetSection,
+    TrainingSection,
+    VerificationSection,
+)
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Study(Section):
+    """A whole study file."""
+
+    study: StudySection
+    """What is asked."""
+    proxy: ProxySection
+    """The small models."""
+    scales: Annotated[tuple[ScaleSection, ...], BeforeValidator(_tuple)] = Field(min_length=1)
+    """The ladder of sizes and horizons."""
+    data: DataSection = DataSection()
+    """Text, tokens and mixture."""
+    training: TrainingSection
+    """Optimizer and schedule."""
+    search: SearchSection
+    """Which runs are tried."""
+    verification: VerificationSection | None = None
+    """Larger runs that check the forecast."""
+    runner: RunnerSection = RunnerSection()
+    """How runs are executed."""
+    budget: BudgetSection = BudgetSection()
+    """What it may cost."""
+    target: TargetSection | None = None
+    """The large run that it is for."""
+    trainable: str = ""
+    """Your own trainer as `package.module:function`; empty takes the proxies of this package."""
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> Study:
+        problems = [*_scale_problems(self), *_training_problems(self), *_reference_problems(self)]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def snapshot(self) -> dict[str, Any]:
+        """The resolved study as plain data, which `read_study` reads back to the same study."""
+        plain: dict[str, Any] = _without_none(self.model_dump(mode="json"))
+        return plain
+
+    def shape(self, scale: ScaleSection, vocab_size: int) -> ModelShape:
+        """The model of a rung, by the rules of `[proxy]`."""
+        return ModelShape(
+            width=scale.width,
+            depth=choose_depth(self.proxy, scale),
+            head_size=scale.head_size or self.proxy.head_size,
+            ffn_width=choose_ffn_width(scale.width, self.proxy.ffn_ratio),
+            vocab_size=vocab_size,
+            tied_head=self.proxy.tied_head,
+            qk_norm=self.proxy.qk_norm,
+        )
+
+    def scale_named(self, name: str) -> ScaleSection:
+        """The rung of that name."""
+        return next(scale for scale in self.scales if scale.name == name)
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: what is not set is left out."""
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def choose_depth(proxy: ProxySection, scale: ScaleSection) -> int:
+    """The blocks of a rung: its own depth, or that of the depth rule."""
+    if scale.depth:
+        return scale.depth
+    if proxy.depth_rule == "proportional":
+        return max(1, round(proxy.depth * scale.width / proxy.base_width))
+    return proxy.depth
+
+
+def _scale_problems(study: Study) -> list[str]:
+    problems = []
+    names = [scale.name for scale in study.scales]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.append(f"scales: name {name!r} is used twice; names must differ")
+    for scale in study.scales:
+        head = scale.head_size or study.proxy.head_size
+        if head % 2:
+            problems.append(f"scales.{scale.name}: head_size must be even for rotary embeddings, got {head}")
+        elif scale.width % head:
+            below, above = scale.width // head * head, (scale.width // head + 1) * head
+            nearest = f"{below} or {above}" if below else f"{above}"
+            problems.append(f"scales.{scale.name}.width: must be a multiple of head_size {head}, got {scale.width}; "
+                            f"nearest: {nearest}")
+        tokens = scale.tokens
+        if isinstance(tokens, int) and tokens < study.training.batch_tokens:
+            problems.append(f"scales.{scale.name}.tokens: {tokens} is fewer than one batch of "
+                            f"{study.training.batch_tokens} tokens; give tokens, not billions of them")
+    return problems
+
+
+def _training_problems(study: Study) -> list[str]:
+    training, search, seq_len = study.training, study.search, study.data.seq_len
+    problems = []
+    rates: list[tuple[str, float]] = [("search.space.peak_lr", rate) for rate in search.axis("peak_lr")]
+    if training.peak_lr is not None:
+        rates.append(("training.peak_lr", training.peak_lr))
+    if not rates:
+        problems.append("training.peak_lr: no learning rate; give it here or as search.space.peak_lr")
+    for key, rate in rates:
+        if not 1e-7 <= rate <= 0.5:
+            problems.append(f"{key}: must lie in [1e-7, 0.5], got {rate:g}; did you mean {_plausible_lr(rate):g}?")
+    for batch in search.axis("batch_tokens"):
+        problems += _batch_problems("search.space.batch_tokens", batch, seq_len, training.accumulation_steps)
+    if not search.axis("batch_tokens"):
+        problems += _batch_problems(
+            "training.batch_tokens", training.batch_tokens, seq_len, training.accumulation_steps
+        )
+    phases = training.warmup + training.decay
+    if training.schedule == "wsd" and training.warmup < 1 and training.decay <= 1 and phases > 1:
+        problems.append(f"training: warmup + decay must not exceed the run, got {training.warmup:g} + "
+                        f"{training.decay:g}; lower one")
+    return problems
+
+
+def _batch_problems(key: str, batch: int, seq_len: int, accumulation_steps: int) -> list[str]:
+    if batch < seq_len:
+        return [f"{key}: {batch} is below seq_len {seq_len}; the batch is in tokens: {batch} sequences are "
+                f"{batch * seq_len} tokens"]
+    if batch % seq_len:
+        below = batch // seq_len * seq_len
+        return [f"{key}: must be a multiple of seq_len {seq_len}, got {batch}; nearest: {below} or {below + seq_len}"]
+    if batch // seq_len % accumulation_steps:
+        return [f"training.accumulation_steps: {accumulation_steps} must divide the {batch // seq_len} sequences of "
+                f"a step of {batch} tokens"]
+    return []
+
+
+def _reference_problems(study: Study) -> list[str]:
+    problems = []
+    names = [scale.name for scale in study.scales]
+    if study.verification and study.verification.scale not in names:
+        problems.append(f"verification.scale: no such scale {study.verification.scale!r}; scales: {', '.join(names)}")
+    elif study.verification and len(names) < 2:
+        problems.append("verification.scale: it is held out, so the study needs at least one other scale")
+    if study.trainable and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", study.trainable):
+        problems.append(f"trainable: must read package.module:function, got {study.trainable!r}")
+    return problems
+
+
+def _plausible_lr(rate: float) -> float:
+    """The same digits with an exponent that a learning rate may have."""
+    while rate > 0.5:
+        rate /= 1000
+    while 0 < rate < 1e-7:
+        rate *= 1000
+    return rate
+
+
+def load_study(path: str | Path) -> Study:
+    """Read a study from `study.toml`, or from the folder that holds one; relative data paths start at the file.
+
+    Raises InputError with every problem of the file: key, rule, value, what to try.
+    """
+    file = Path(path)
+    file = file / "study.toml" if file.is_dir() else file
+    if not file.is_file():
+        raise InputError(f"study file {str(path)!r} not found (looked at {file.resolve()})")
+    try:
+        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not valid TOML: {error}; study not loaded") from None
+    return read_study(raw, origin=file)
+
+
+def read_study(raw: dict[str, Any], *, origin: Path | None = None) -> Study:
+    """Build a study from the tables of a file; `origin` names the file in errors and anchors relative paths."""
+    try:
+        study = Study.model_validate(raw)
+    except ValidationError as error:
+        where = f"{origin}: " if origin else ""
+        raise InputError("\n".join(f"{where}{line}" for line in _explain(error))) from None
+    return _anchor_paths(study, origin.parent.resolve()) if origin else study
+
+
+def _anchor_paths(study: Study, folder: Path) -> Study:
+    """Make relative paths absolute: workers run in other folders."""
+
+    def anchor(text: str) -> str:
+        return str(folder / text) if text and not Path(text).is_absolute() else text
+
+    domains = {
+        name: domain.model_copy(update={"path": anchor(domain.path)}) for name, domain in study.data.domains.items()
+    }
+    is_file = study.data.tokenizer.endswith(".json")
+    tokenizer = anchor(study.data.tokenizer) if is_file else study.data.tokenizer
+    data = study.data.model_copy(update={"domains": domains, "tokenizer": tokenizer})
+    runner = study.runner.model_copy(update={"table": anchor(study.runner.table)})
+    return study.model_copy(update={"data": data, "runner": runner})
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One line a problem: key, rule, value, what to try."""
+    lines: list[str] = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"] if part not in ("function-before", "function-after"))
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{key}: unknown key; {_nearest_key(item['loc'])}")
+        elif item["type"] == "missing":
+            lines.append(f"{key}: required, and missing")
+        elif item["type"] == "value_error":
+            lines += [_prefix(key, line) for line in message.splitlines()]
+        else:
+            lines.append(f"{key}: {message[0].lower()}{message[1:]}, got {item['input']!r}")
+    return lines
+
+
+def _prefix(key: str, line: str) -> str:
+    """Put a section's key before a message, which may itself begin with a key inside that section."""
+    inside = re.match(r"[\w.]+: ", line)
+    return f"{key}{'.' if inside else ': '}{line}" if key else line
+
+
+def _nearest_key(location: tuple[int | str, ...]) -> str:
+    known = _known_keys(location[:-1])
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Study
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _section_in(model.model_fields[part].annotation) or model
+    return sorted(model.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation such as `tuple[ScaleSection, ...]` or `SurfaceSection | None` speaks of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)

@@ -1,0 +1,156 @@
+"""Planning is pure: ids are hashes of the content, the ledger decides what is left, budgets are refused before a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from foretune.errors import InputError
+from foretune.planning import CorpusFacts, check_budget, plan_runs
+from foretune.records import RunSpec, RunStatus
+from foretune.search import ask_search
+from foretune.search.verification import Centre, ask_verification, expect_verification
+from foretune.study import Study, read_study
+
+CORPUS = CorpusFacts("digest", 257, {"code": 0.75, "docs": 0.25}, {"code": 10_000_000, "docs": 1_000_000})
+
+
+def make_study(**changes: Any) -> Study:
+    raw: dict[str, Any] = {
+        "study": {"name": "grid"},
+        "proxy": {"base_width": 32, "head_size": 16},
+        "scales": [{"name": f"w{width}", "width": width, "tokens": 100_000} for width in (32, 48, 64)],
+        "training": {"batch_tokens": 2048},
+        "search": {"space": {"peak_lr": [0.001, 0.002], "parametrization": ["mup", "standard"], "seed": [0, 1]}},
+        "verification": {"scale": "w64"},
+    }
+    return read_study(raw | changes)
+
+
+def ask(study: Study) -> list[RunSpec]:
+    return ask_search(study, CORPUS)[0]
+
+
+def test_grid_leaves_out_the_verification_scale() -> None:
+    specs = ask(make_study())
+    assert len(specs) == 2 * 2 * 2 * 2
+    assert {spec.scale for spec in specs} == {"w32", "w48"}
+    assert len({spec.run_id for spec in specs}) == len(specs)
+
+
+def test_ids_hash_content_and_not_labels() -> None:
+    specs = ask(make_study())
+    renamed = make_study(study={"name": "other", "question": "?"})
+    assert [spec.run_id for spec in ask(renamed)] == [spec.run_id for spec in specs]
+    longer = make_study(training={"batch_tokens": 2048, "checkpoint_tokens": 4096})
+    assert [spec.run_id for spec in ask(longer)] == [spec.run_id for spec in specs]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": {"batch_tokens": 4096}},
+        {"training": {"batch_tokens": 2048, "weight_decay": 0.2}},
+        {"proxy": {"base_width": 16, "head_size": 16}},
+        {"data": {"seq_len": 64}},
+        {"trainable": "lab.trainer:train"},
+        {"runner": {"kind": "replay", "surface": {}}},
+    ],
+)
+def test_what_decides_the_result_changes_every_id(changes: dict[str, Any]) -> None:
+    before = {spec.run_id for spec in ask(make_study())}
+    assert before.isdisjoint(spec.run_id for spec in ask(make_study(**changes)))
+
+
+def test_another_corpus_changes_every_id() -> None:
+    other = CorpusFacts("changed", CORPUS.vocab_size, CORPUS.mixture, CORPUS.train_tokens)
+    before = {spec.run_id for spec in ask(make_study())}
+    assert before.isdisjoint(spec.run_id for spec in ask_search(make_study(), other)[0])
+
+
+def test_a_spec_survives_json() -> None:
+    spec = ask(make_study())[3]
+    again = RunSpec.model_validate_json(spec.model_dump_json())
+    assert again == spec
+    assert again.run_id == spec.run_id
+
+
+def test_final_runs_are_done_and_failed_ones_are_tried_again() -> None:
+    study = make_study()
+    specs = ask(study)
+    statuses = {
+        specs[0].run_id: RunStatus.COMPLETED,
+        specs[1].run_id: RunStatus.DIVERGED,
+        specs[2].run_id: RunStatus.FAILED,
+    }
+    plan = plan_runs(study, [*specs, specs[0]], [], statuses)
+    assert {spec.run_id for spec, _ in plan.done} == {specs[0].run_id, specs[1].run_id}
+    assert [spec.run_id for spec in plan.todo] == [spec.run_id for spec in specs[2:]]
+    assert plan.tokens == sum(spec.training.tokens for spec in specs[2:])
+
+
+def test_runs_of_a_cell_see_the_same_tokens_at_every_batch() -> None:
+    study = make_study(search={"space": {"peak_lr": [0.001], "batch_tokens": [1024, 2048, 4096]}})
+    assert {spec.training.tokens for spec in ask(study)} == {102_400}
+    odd = make_study(search={"space": {"peak_lr": [0.001], "batch_tokens": [1024, 1152, 1280]}})
+    with pytest.raises(InputError, match="no common multiple below"):
+        ask(odd)
+
+
+def test_useless_runs_are_skipped_with_the_reason() -> None:
+    scales = [{"name": "tiny", "width": 32, "tokens": 16_384}, {"name": "long", "width": 32, "tokens": 40_000_000}]
+    study = make_study(scales=scales, verification={"scale": "tiny"}, search={"space": {"peak_lr": [0.001]}})
+    _, skipped = ask_search(study, CORPUS)
+    assert [item.reason for item in skipped] == [
+        "10.0 epochs of the 1M tokens of domain docs (data.max_epochs is 4)",
+    ]
+    tiny, skipped_tiny = ask_verification(study, CORPUS, [Centre("mup", 0.001, 2048)])
+    assert tiny == []
+    assert {item.reason for item in skipped_tiny} == {"8 steps of 2048 tokens are fewer than 10"}
+
+
+def test_horizon_in_tokens_per_parameter_counts_non_embedding_parameters() -> None:
+    scales = [{"name": name, "width": 64, "tokens": "20xN"} for name in ("a", "b")]
+    spec = ask(make_study(scales=scales, verification={"scale": "b"}))[0]
+    expected = 20 * spec.model.shape.params_non_embedding
+    assert expected <= spec.training.tokens < expected + 2048
+
+
+def test_warmup_and_decay_in_tokens_or_fractions() -> None:
+    fraction = ask(make_study(training={"batch_tokens": 2048, "warmup": 0.1, "decay": 0.2}))[0].training
+    tokens = ask(make_study(training={"batch_tokens": 2048, "warmup": 10_240, "decay": 20_480}))[0].training
+    assert (fraction.steps, fraction.warmup_steps, fraction.decay_steps) == (49, 5, 10)
+    assert (tokens.warmup_steps, tokens.decay_steps) == (5, 10)
+    cosine = ask(make_study(training={"batch_tokens": 2048, "schedule": "cosine"}))[0].training
+    assert cosine.decay_steps == 0
+
+
+@pytest.mark.parametrize(("budget", "key"), [({"runs": 15}, "runs"), ({"tokens": "1M"}, "tokens"), ({"flops": 1}, "flops")])
+def test_a_plan_over_the_budget_is_refused(budget: dict[str, Any], key: str) -> None:
+    study = make_study(budget=budget)
+    with pytest.raises(InputError, match=f"budget.{key}: the plan needs"):
+        check_budget(study, plan_runs(study, ask(study), [], {}))
+
+
+def test_hours_are_refused_too() -> None:
+    study = make_study(budget={"hours": 2})
+    plan = plan_runs(study, ask(study), [], {})
+    check_budget(study, plan, hours=1.9)
+    with pytest.raises(InputError, match=r"budget.hours: the plan needs 2.1, the limit is 2"):
+        check_budget(study, plan, hours=2.1)
+
+
+def test_verification_runs_surround_the_prediction() -> None:
+    study = make_study()
+    specs, _ = ask_verification(study, CORPUS, [Centre("mup", 0.004, 2048)])
+    assert sorted({spec.training.peak_lr for spec in specs}) == [0.002, 0.004, 0.008]
+    assert {spec.seed for spec in specs} == {0, 1}
+    assert {spec.role for spec in specs} == {"verification"}
+    assert len(expect_verification(study, CORPUS)) == 2 * len(specs)
+
+
+def test_a_grid_larger_than_anyone_means_is_refused() -> None:
+    many = [{"name": f"s{i}", "width": 32, "tokens": 100_000 + 2048 * i} for i in range(200)]
+    space = {"peak_lr": {"low": 1e-5, "high": 1e-2, "factor": 1.01}}
+    with pytest.raises(InputError, match="more than 10000"):
+        ask(make_study(scales=many, verification={"scale": "s0"}, search={"space": space}))

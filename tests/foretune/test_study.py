@@ -1,0 +1,158 @@
+"""A study file is read strictly: every error names key, rule, value and what to try, and all come at once."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from foretune.errors import InputError
+from foretune.quantities import TokensPerParam
+from foretune.study import load_study, read_study
+
+GOOD = tomllib.loads("""
+trainable = "my_lab.training:train"
+[study]
+name = "widths"
+[proxy]
+base_width = 32
+head_size = 16
+[[scales]]
+name = "small"
+width = 32
+tokens = "20xN"
+[[scales]]
+name = "large"
+width = 64
+tokens = "1M"
+[training]
+batch_tokens = "2048"
+[search.space]
+peak_lr = { low = "2^-10", high = "2^-4", factor = 2 }
+parametrization = ["mup", "standard"]
+[verification]
+scale = "large"
+[budget]
+flops = "1e18"
+[target]
+params = "7B"
+tokens = "20xN"
+""")
+
+
+def altered(path: str, value: object) -> dict[str, Any]:
+    """The good study with one key set, or removed when the value is None."""
+    raw = copy.deepcopy(GOOD)
+    *tables, key = path.split(".")
+    table: Any = raw
+    for name in tables:
+        table = table[int(name)] if name.isdigit() else table.setdefault(name, {})
+    if value is None:
+        del table[key]
+    else:
+        table[key] = value
+    return raw
+
+
+def test_numbers_are_read_in_every_form() -> None:
+    study = read_study(GOOD)
+    assert study.training.batch_tokens == 2048
+    assert study.scales[0].tokens == TokensPerParam(20)
+    assert study.search.axis("peak_lr")[0] == 2**-10
+    assert len(study.search.axis("peak_lr")) == 7
+    assert study.target is not None
+    assert study.target.tokens_resolved == 140_000_000_000
+
+
+def test_snapshot_reads_back_to_the_same_study() -> None:
+    study = read_study(GOOD)
+    assert read_study(study.snapshot()) == study
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("training.batch_tokns", 3, "training.batch_tokns: unknown key; did you mean 'batch_tokens'?"),
+        ("scales.0.wdth", 3, "scales.0.wdth: unknown key; did you mean 'width'?"),
+        ("serch", {}, "serch: unknown key; did you mean 'search'?"),
+        ("proxy.depth", True, "proxy.depth: must be a number, got bool True"),
+        ("proxy.qk_norm", "yes", "proxy.qk_norm: input should be a valid boolean, got 'yes'"),
+        ("study.seed", 1.5, "study.seed: input should be a valid integer"),
+        ("study.seed", -1, "study.seed: input should be greater than or equal to 0, got -1"),
+        ("study.name", "../x", "study.name: string should match pattern"),
+        ("study.name", None, "study.name: required, and missing"),
+        ("proxy.base_width", "wide", "proxy.base_width: must be a number, got 'wide'; write a number"),
+        ("scales.0.width", 40, "scales.small.width: must be a multiple of head_size 16, got 40; nearest: 32 or 48"),
+        ("scales.1.name", "small", "scales: name 'small' is used twice"),
+        ("scales.1.tokens", 2, "scales.large.tokens: 2 is fewer than one batch of 2048 tokens"),
+        ("scales.1.tokens", 0, "scales.large.tokens"),
+        ("training.batch_tokens", 32, "training.batch_tokens: 32 is below seq_len 128; the batch is in tokens: 32 seq"),
+        ("training.batch_tokens", 1000, "must be a multiple of seq_len 128, got 1000; nearest: 896 or 1024"),
+        ("training.accumulation_steps", 3, "training.accumulation_steps: 3 must divide the 16 sequences"),
+        ("training.warmup", 0.9, "warmup + decay must not exceed the run"),
+        ("training.peak_lr", 3, "training.peak_lr: must lie in [1e-7, 0.5], got 3; did you mean 0.003?"),
+        ("training.peak_lr", float("nan"), "training.peak_lr: must be finite, got nan"),
+        ("search.space.peak_lr", [], "search.space.peak_lr: give a list of at least one value"),
+        ("search.space.peak_lr", [1e-3, "0.001"], "search.space.peak_lr: values must differ, got 0.001 more than once"),
+        ("search.space.peak_lr", {"low": 0, "high": 1}, "search.space.peak_lr.low: Input should be greater than 0"),
+        ("search.space.peak_lr", {"low": 0.1, "high": 0.01}, "low must be below high, got low=0.1, high=0.01"),
+        ("search.space.layers", [1, 2], "search.space.layers: unknown dimension; a space may vary"),
+        ("search.space.parametrization", ["mub"], "must be 'standard' or 'mup', got 'mub'"),
+        ("search.strategy", "gird", "search.strategy: input should be 'grid', got 'gird'"),
+        ("verification.scale", "huge", "verification.scale: no such scale 'huge'; scales: small, large"),
+        ("runner.kind", "replay", "the replay runner needs either table or [runner.surface]"),
+        ("data.mixture", {"a": 0.5, "b": 0.6}, "mixture shares must sum to 1, got 1.1; normalised: a = 0.454545"),
+        ("data.mixture", {"a": -0.5, "b": 1.5}, "mixture shares must not be negative"),
+        ("data.corpus", "files", "[data.domains.NAME] tables are needed"),
+        ("trainable", "train", "trainable: must read package.module:function, got 'train'"),
+        ("target.params", 2**63, "target.params: must fit in 64 bits"),
+    ],
+)
+def test_bad_input_is_refused_with_what_to_try(path: str, value: object, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        read_study(altered(path, value))
+    assert said in str(error.value)
+
+
+def test_all_errors_of_a_file_come_at_once_and_name_it(tmp_path: Path) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text('[study]\nname = "x"\nqestion = ""\n[proxy]\nbase_width = 4\n', encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        load_study(tmp_path)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 5
+    assert all(line.startswith(f"{file}: ") for line in lines)
+    assert "did you mean 'question'?" in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "said"), [("a = ", "not valid TOML"), (None, "not found (looked at")])
+def test_unreadable_files_are_refused(tmp_path: Path, text: str | None, said: str) -> None:
+    file = tmp_path / "study.toml"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=said.replace("(", r"\(")):
+        load_study(file)
+
+
+def test_relative_paths_start_at_the_study_file(tmp_path: Path) -> None:
+    raw = altered("runner", {"kind": "replay", "table": "runs.csv"})
+    study = read_study(raw, origin=tmp_path / "study.toml")
+    assert study.runner.table == str(tmp_path / "runs.csv")
+
+
+@pytest.mark.parametrize("name", ["lr_width_transfer", "lr_batch_grid"])
+def test_shipped_studies_are_valid(name: str) -> None:
+    folder = Path(__file__).parents[2] / "studies" / name
+    assert load_study(folder).study.name == name
+
+
+def test_every_field_has_a_docstring() -> None:
+    from foretune.sections import Section
+    from foretune.study import Study
+
+    models = [*Section.__subclasses__()]
+    bare = [f"{m.__name__}.{key}" for m in models for key, info in m.model_fields.items() if not info.description]
+    assert Study in models
+    assert bare == []
