@@ -1,0 +1,95 @@
+"""The list of laws: those that can be fitted and those that were published. A new law adds one line here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from scalelaws.laws.base import FitOptions, Law, LossLaw, SettingsDraws, SettingsLaw
+from scalelaws.laws.loss import Chinchilla, PowerLaw, SumOfPowers
+from scalelaws.laws.published import PUBLISHED, PublishedLoss, PublishedSettings, get_published
+from scalelaws.laws.settings import CellOptimum, OptimumLaw, find_cell_optima
+
+LAWS: tuple[Law, ...] = (
+    OptimumLaw(),
+    Chinchilla(),
+    PowerLaw(variable="params"),
+    PowerLaw(variable="tokens"),
+    PowerLaw(variable="compute"),
+)
+
+ALIASES = {"power_law": "power_law_params"}
+
+
+@dataclass(frozen=True)
+class LawEntry:
+    """One line of the list of laws."""
+
+    name: str
+    formula: str
+    parameters: tuple[str, ...]
+    scope: str
+    source: str
+    kind: str
+    """`fitted` to runs, or `published` with constants."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as plain data."""
+        return {
+            "name": self.name,
+            "formula": self.formula,
+            "parameters": list(self.parameters),
+            "scope": self.scope,
+            "source": self.source,
+            "kind": self.kind,
+        }
+
+
+def get_law(name: str) -> Law:
+    """The law of that name; raises ValueError with the known ones."""
+    known = {law.name: law for law in LAWS}
+    resolved = ALIASES.get(name, name)
+    if resolved not in known:
+        hint = f"; {name!r} is published, so predict with it instead of fitting it" if name in PUBLISHED else ""
+        raise ValueError(f"there is no law {name!r} to fit; known are {', '.join(known)}{hint}")
+    return known[resolved]
+
+
+def list_laws() -> tuple[LawEntry, ...]:
+    """Every law: those to fit first, then the published ones."""
+    fitted = [LawEntry(law.name, law.formula, law.parameter_names, law.scope, law.source, "fitted") for law in LAWS]
+    published = [
+        LawEntry(law.name, law.formula, (), _describe(law), law.source, "published") for law in PUBLISHED.values()
+    ]
+    return (*fitted, *published)
+
+
+def _describe(law: PublishedLoss | PublishedSettings) -> str:
+    ranges = {"N": law.params_range, "D": law.tokens_range, "C": law.compute_range}
+    seen = [f"{name} {span[0]:.3g} to {span[1]:.3g}" for name, span in ranges.items() if span is not None]
+    return f"schedule {law.schedule}; N {law.params_convention}; C {law.compute_convention}; " + (
+        "fitted on " + ", ".join(seen) if seen else "fitted range not recorded"
+    )
+
+
+__all__ = [
+    "LAWS",
+    "PUBLISHED",
+    "CellOptimum",
+    "Chinchilla",
+    "FitOptions",
+    "Law",
+    "LawEntry",
+    "LossLaw",
+    "OptimumLaw",
+    "PowerLaw",
+    "PublishedLoss",
+    "PublishedSettings",
+    "SettingsDraws",
+    "SettingsLaw",
+    "SumOfPowers",
+    "find_cell_optima",
+    "get_law",
+    "get_published",
+    "list_laws",
+]

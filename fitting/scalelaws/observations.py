@@ -1,0 +1,324 @@
+"""Observations: a checked, immutable table of finished runs. Names and units are fixed here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+ParamsConvention = Literal["non_embedding", "total", "active", "unspecified"]
+
+FLOPS_PER_PARAM_TOKEN = 6.0
+"""Forward and backward cost per parameter and token, C = 6ND (Kaplan et al. 2020, section 2.1)."""
+
+SAME_CELL_TOLERANCE = 1e-9
+"""Two sizes or horizons that differ by less than this, relatively, are one and the same."""
+
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "tokens": ("tokens", "D"),
+    "loss": ("loss", "loss_nats"),
+    "peak_lr": ("peak_lr", "lr"),
+    "batch_tokens": ("batch_tokens", "bs_tokens", "bs"),
+    "batch_sequences": ("batch_sequences", "bs_seqs"),
+    "width": ("width", "d_model"),
+    "compute_flops": ("compute_flops", "C"),
+    "seed": ("seed",),
+    "label": ("run_id", "label"),
+    "seq_len": ("seq_len",),
+}
+CONVENTIONS: Mapping[str, ParamsConvention] = {
+    "params_non_embedding": "non_embedding",
+    "params_total": "total",
+    "params_active": "active",
+    "N_total": "total",
+    "N_active": "active",
+}
+SCOPE_COLUMNS = ("optimizer", "schedule", "seq_len", "parametrization", "loss_kind", "loss_unit")
+"""Rows that differ in one of these are pooled in one fit only when the user says so."""
+
+
+class ObservationError(ValueError):
+    """The runs cannot be used as they are; the message says which rows and what to try."""
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Runs that were left out, and why."""
+
+    reason: str
+    runs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The reason and the number of runs, as plain data."""
+        return {"reason": self.reason, "runs": self.runs}
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """Finished runs, one row each.
+
+    Arrays are float64 of equal length. A loss of NaN or +inf says that the run diverged: it is evidence
+    that the setting is worse than its neighbours, and it is never dropped without a record.
+    """
+
+    params_non_embedding: FloatArray
+    """Parameters per model, counted as `params_convention` says."""
+    tokens: FloatArray
+    """Training tokens (the horizon)."""
+    loss: FloatArray
+    """Held-out loss in `loss_unit`; NaN or +inf for a diverged run."""
+    peak_lr: FloatArray | None = None
+    """Peak learning rate."""
+    batch_tokens: FloatArray | None = None
+    """Tokens per optimizer step."""
+    width: FloatArray | None = None
+    """Model width (d_model)."""
+    compute_flops: FloatArray | None = None
+    """Training FLOPs, forward and backward; without it 6ND is used and said so."""
+    seed: NDArray[np.int64] | None = None
+    """Seed of the run."""
+    label: tuple[str, ...] | None = None
+    """Run identifiers."""
+    loss_se_log: FloatArray | None = None
+    """Standard error of ln loss, where it is known (0 is not allowed)."""
+    params_convention: ParamsConvention = "non_embedding"
+    """How parameters were counted."""
+    loss_unit: str = "nats_per_token"
+    """Unit of the loss."""
+    scope: Mapping[str, str] = field(default_factory=dict)
+    """Free text about where the runs hold: optimizer, schedule, seq_len, parametrization."""
+    excluded: tuple[Exclusion, ...] = ()
+    """What was left out before these rows were reached."""
+
+    def __post_init__(self) -> None:
+        """Converts to read-only float64 and refuses unusable rows."""
+        for name in _ARRAY_FIELDS:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _as_array(name, getattr(self, name)))
+        if self.label is not None:
+            object.__setattr__(self, "label", tuple(str(item) for item in self.label))
+        if self.params_convention not in get_args(ParamsConvention):
+            known = ", ".join(get_args(ParamsConvention))
+            raise ObservationError(f"params_convention must be one of {known}; got {self.params_convention!r}")
+        _check_lengths(self)
+        _check_values(self)
+
+    def __len__(self) -> int:
+        """Number of runs."""
+        return len(self.loss)
+
+    @property
+    def diverged(self) -> BoolArray:
+        """Rows whose loss is not finite."""
+        return ~np.isfinite(self.loss)
+
+    @property
+    def compute(self) -> FloatArray:
+        """Training FLOPs as given, else 6ND."""
+        if self.compute_flops is not None:
+            return self.compute_flops
+        return FLOPS_PER_PARAM_TOKEN * self.params_non_embedding * self.tokens
+
+    @property
+    def compute_convention(self) -> str:
+        """How `compute` was counted."""
+        return "as given" if self.compute_flops is not None else "6ND"
+
+    def cell_index(self) -> NDArray[np.int64]:
+        """The cell of every row: runs of one size and one horizon share a number; cells ascend in (N, D)."""
+        levels = np.stack([_level_index(self.params_non_embedding), _level_index(self.tokens)])
+        return np.unique(levels, axis=1, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+    def cells(self) -> tuple[NDArray[np.int64], ...]:
+        """Row numbers of each cell (runs of the same size and horizon)."""
+        index = self.cell_index()
+        return tuple(np.flatnonzero(index == cell) for cell in range(int(index.max()) + 1))
+
+    def select(self, mask: ArrayLike, reason: str) -> Observations:
+        """The rows where `mask` is true; the others are recorded as excluded for `reason`."""
+        keep = np.asarray(mask, dtype=bool)
+        if keep.shape != (len(self),):
+            raise ObservationError(f"select: the mask must have one entry per run ({len(self)}); got {keep.shape}")
+        dropped = int((~keep).sum())
+        if dropped == 0:
+            return self
+        excluded = (*self.excluded, Exclusion(reason, dropped))
+        return replace(self, **self._rows(np.flatnonzero(keep)), excluded=excluded)
+
+    def rows(self, index: ArrayLike) -> Observations:
+        """The rows numbered `index`, in that order (repeats allowed, as a bootstrap needs); nothing is recorded."""
+        return replace(self, **self._rows(np.asarray(index, dtype=np.int64)))
+
+    def _rows(self, index: NDArray[np.int64]) -> dict[str, Any]:
+        chosen: dict[str, Any] = {name: getattr(self, name) for name in _ARRAY_FIELDS}
+        chosen = {name: None if values is None else values[index] for name, values in chosen.items()}
+        chosen["label"] = None if self.label is None else tuple(self.label[row] for row in index)
+        return chosen
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: pd.DataFrame,
+        *,
+        params: str = "params_non_embedding",
+        loss: str | None = None,
+        scope: Mapping[str, str] | None = None,
+        excluded: Sequence[Exclusion] = (),
+        pool: Collection[str] = (),
+    ) -> Observations:
+        """Reads a run table; understands the aliases N, D, C, lr, bs, bs_tokens, bs_seqs (with seq_len), d_model.
+
+        `params` names the column that counts parameters, `loss` that of the loss. Rows that differ in optimizer,
+        schedule, sequence length, parametrization or loss kind are refused unless `pool` names that column.
+        """
+        counted, convention = _find_params(frame, params)
+        given = dict(scope or {})
+        unit = given.get("loss_unit", "nats_per_token")
+        described = {**_read_scope(frame, pool), **given}
+        columns = {name: _read(frame, name) for name in ("peak_lr", "width", "compute_flops", "seed")}
+        labels = _read(frame, "label")
+        return cls(
+            params_non_embedding=_numbers(frame, counted),
+            tokens=_numbers(frame, _require(frame, "tokens")),
+            loss=_numbers(frame, loss if loss is not None else _require(frame, "loss")),
+            batch_tokens=_read_batch(frame),
+            label=None if labels is None else tuple(frame[labels].astype(str)),
+            params_convention=convention,
+            loss_unit=described.get("loss_unit", unit),
+            scope=described,
+            excluded=tuple(excluded),
+            **{name: None if column is None else _numbers(frame, column) for name, column in columns.items()},
+        )
+
+
+_ARRAY_FIELDS = tuple(
+    item.name
+    for item in fields(Observations)
+    if item.name not in ("label", "params_convention", "loss_unit", "scope", "excluded")
+)
+
+
+def _as_array(name: str, values: ArrayLike) -> NDArray[Any]:
+    kind = np.int64 if name == "seed" else np.float64
+    try:
+        array = np.array(values, dtype=kind)
+    except (TypeError, ValueError) as error:
+        raise ObservationError(f"{name} must be numbers: {error}") from error
+    if array.ndim != 1:
+        raise ObservationError(f"{name} must be one-dimensional, one entry per run; got shape {array.shape}")
+    array.setflags(write=False)
+    return array
+
+
+def _check_lengths(observations: Observations) -> None:
+    runs = len(observations.loss)
+    if runs == 0:
+        raise ObservationError("there are no runs; give at least one row, or look at what was excluded")
+    sized = [name for name in (*_ARRAY_FIELDS, "label") if getattr(observations, name) is not None]
+    wrong = {name: len(getattr(observations, name)) for name in sized if len(getattr(observations, name)) != runs}
+    if wrong:
+        raise ObservationError(f"every column must have one entry per run; loss has {runs}, but {wrong}")
+
+
+def _check_values(observations: Observations) -> None:
+    for name in _ARRAY_FIELDS:
+        values = getattr(observations, name)
+        if values is None or name == "seed":
+            continue
+        bad = ~(values > 0) & ~np.isnan(values) if name == "loss" else ~(np.isfinite(values) & (values > 0))
+        if bad.any():
+            allowed = " (NaN or +inf mark a diverged run)" if name == "loss" else " and finite"
+            raise ObservationError(
+                f"{name} must be positive{allowed}; {_name_rows(bad, values)}. Remove these rows, or mend the column"
+            )
+
+
+def _name_rows(bad: BoolArray, values: NDArray[Any], shown: int = 5) -> str:
+    rows = np.flatnonzero(bad)
+    listed = ", ".join(f"row {row}: {values[row]:g}" for row in rows[:shown])
+    return listed if len(rows) <= shown else f"{listed} and {len(rows) - shown} more"
+
+
+def _level_index(values: FloatArray) -> NDArray[np.int64]:
+    """The rank of each value among the distinct ones, up to a relative tolerance."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    steps = np.concatenate([[0], np.cumsum(np.diff(ordered) > SAME_CELL_TOLERANCE * ordered[:-1])])
+    ranks = np.empty(len(values), dtype=np.int64)
+    ranks[order] = steps
+    return ranks
+
+
+def count_levels(values: FloatArray) -> int:
+    """How many distinct values there are, up to the tolerance that defines a cell."""
+    return int(_level_index(values).max()) + 1
+
+
+def _read(frame: pd.DataFrame, name: str) -> str | None:
+    """The column that holds `name` under one of its aliases, if it has any value at all."""
+    found = [alias for alias in ALIASES[name] if alias in frame.columns and bool(frame[alias].notna().any())]
+    return found[0] if found else None
+
+
+def _require(frame: pd.DataFrame, name: str) -> str:
+    column = _read(frame, name)
+    if column is None:
+        known = ", ".join(ALIASES[name])
+        raise ObservationError(f"the table needs a column for {name} (one of: {known}); it has {list(frame.columns)}")
+    return column
+
+
+def _find_params(frame: pd.DataFrame, params: str) -> tuple[str, ParamsConvention]:
+    if params in frame.columns:
+        return params, CONVENTIONS.get(params, "unspecified")
+    if params == "params_non_embedding" and "N" in frame.columns:
+        return "N", "unspecified"
+    raise ObservationError(
+        f"the table needs the column {params!r} that counts parameters; it has {list(frame.columns)}. "
+        "Name another with params=..."
+    )
+
+
+def _numbers(frame: pd.DataFrame, column: str) -> NDArray[Any]:
+    try:
+        return np.asarray(frame[column].to_numpy(dtype=np.float64, na_value=np.nan))
+    except (TypeError, ValueError) as error:
+        raise ObservationError(f"the column {column!r} must hold numbers: {error}") from error
+
+
+def _read_batch(frame: pd.DataFrame) -> FloatArray | None:
+    tokens = _read(frame, "batch_tokens")
+    if tokens is not None:
+        return _numbers(frame, tokens)
+    sequences, seq_len = _read(frame, "batch_sequences"), _read(frame, "seq_len")
+    if sequences is None:
+        return None
+    if seq_len is None:
+        raise ObservationError(
+            f"{sequences!r} counts sequences: add a column seq_len (tokens per sequence), or give batch_tokens"
+        )
+    return np.asarray(_numbers(frame, sequences) * _numbers(frame, seq_len), dtype=np.float64)
+
+
+def _read_scope(frame: pd.DataFrame, pool: Collection[str]) -> dict[str, str]:
+    scope: dict[str, str] = {}
+    for column in SCOPE_COLUMNS:
+        if column not in frame.columns:
+            continue
+        values = sorted({str(value) for value in frame[column].dropna()})
+        if len(values) > 1 and column not in pool:
+            raise ObservationError(
+                f"the runs differ in {column} ({', '.join(values[:5])}); runs of different {column} are not fitted "
+                f"together. Select one, or say so with pool=({column!r},)"
+            )
+        if values:
+            scope[column] = " | ".join(values)
+    return scope

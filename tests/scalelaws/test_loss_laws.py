@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+import scalelaws
+from scalelaws import FitError, Observations, PowerLaw, Status
+from scalelaws.laws.loss import keep_tuned
+
+
+def ladder(sizes=4, noise=0.0, seed=0, exponent=0.3, step=4.0):
+    n = 1e6 * step ** np.arange(sizes)
+    loss = 1.8 + 1.6 * (n / 1e6) ** -exponent
+    return Observations(n, np.full(sizes, 1e9), loss * np.exp(noise * np.random.default_rng(seed).normal(size=sizes)))
+
+
+def test_chinchilla_recovers_a_planted_truth(plant_loss):
+    fit = scalelaws.fit("chinchilla", plant_loss(), objective="huber", bootstrap=50)
+    found = {name: item.value for name, item in fit.parameters.items()}
+    assert found == pytest.approx({"E": 1.7, "A": 400, "B": 1100, "alpha": 0.34, "beta": 0.3}, rel=1e-5)
+
+
+def test_intervals_of_a_true_law_cover_it(plant_loss):
+    """Binomial: of 60 intervals at 90 %, fewer than 46 hits has a chance below 0.1 %."""
+    hits = np.zeros(5)
+    truth = np.array([1.7, 400, 1100, 0.34, 0.3])
+    for seed in range(60):
+        fit = scalelaws.fit("chinchilla", plant_loss(7, 7, 0.005, seed), bootstrap=100, seed=seed)
+        low, high = np.array([(item.low, item.high) for item in fit.parameters.values()]).T
+        hits += (low <= truth) & (truth <= high)
+    assert (hits >= 46).all(), hits
+
+
+def test_few_sizes_get_wide_honest_intervals_for_the_next_sizes():
+    """60 ladders of four sizes, exponents drawn from the stated prior: the loss at 16 times the size.
+
+    Binomial: fewer than 46 of 60 hits has a chance below 0.1 % at 90 %; more than 90 % is caution, not error.
+    """
+    rng, hits = np.random.default_rng(1), 0
+    for seed in range(60):
+        exponent = 0.3 * np.exp(0.5 * rng.standard_normal())
+        truth = 1.8 + 1.6 * (4.0**5) ** -exponent
+        fit = scalelaws.fit("power_law", ladder(4, 0.002, seed, exponent), bootstrap=200, seed=seed)
+        loss = scalelaws.forecast(fit, scalelaws.Target(1e6 * 4.0**5, 1e9)).loss
+        hits += loss.low <= truth * np.exp(0.002 * rng.standard_normal()) <= loss.high
+    assert hits >= 46
+
+
+def test_priors_fade_when_runs_are_many():
+    n = np.geomspace(1e6, 1e10, 200)
+    runs = Observations(n, np.full(200, 1e9), 1.8 + 30 * n**-0.15)
+    weak = scalelaws.fit("power_law", runs, objective="map", bootstrap=50)
+    assert weak.parameters["alpha"].value == pytest.approx(0.15, abs=0.003)
+    assert "priors" in weak.objective
+
+
+def test_the_objective_says_what_was_used(plant_loss):
+    assert "Huber" in scalelaws.fit("chinchilla", plant_loss(7, 7), bootstrap=50).objective
+    assert "priors ln exponent" in scalelaws.fit("power_law", ladder(), bootstrap=50).objective
+
+
+@pytest.mark.parametrize(
+    ("law", "runs", "status", "message"),
+    [
+        ("power_law", ladder(1), Status.TOO_FEW_SCALES, r"needs >= 3 sizes \(have 1\)"),
+        ("chinchilla", ladder(6), Status.TOO_FEW_SCALES, r"needs >= 3 horizons \(have 1\)"),
+        ("power_law_tokens", ladder(6), Status.TOO_FEW_SCALES, r"needs >= 3 horizons \(have 1\)"),
+    ],
+)
+def test_too_few_scales(law, runs, status, message):
+    with pytest.raises(FitError, match=message) as caught:
+        scalelaws.fit(law, runs)
+    assert caught.value.status is status
+    assert caught.value.partial is not None
+    assert scalelaws.fit(law, runs, throw=False).status is status
+
+
+def test_a_horizon_tied_to_the_size_does_not_identify_chinchilla():
+    n = np.geomspace(1e7, 1e10, 12)
+    runs = Observations(n, 20 * n, 1.7 + 400 * n**-0.34 + 1100 * (20 * n) ** -0.3)
+    with pytest.raises(FitError, match="tokens moved in step with parameters") as caught:
+        scalelaws.fit("chinchilla", runs)
+    assert caught.value.status is Status.NOT_IDENTIFIED
+
+
+def test_a_law_in_one_scale_refuses_runs_that_vary_in_two(plant_loss):
+    with pytest.raises(FitError, match="vary on their own: fit chinchilla") as caught:
+        scalelaws.fit("power_law", plant_loss(4, 4))
+    assert caught.value.status is Status.NOT_IDENTIFIED
+
+
+def test_a_curve_that_leaves_the_law_shows_as_drift():
+    """A bend of 3 % per e-fold beyond the middle of the ladder; without it the drift is the expected one."""
+    n = np.geomspace(1e6, 1e10, 40)
+    straight = 1.8 + 30 * n**-0.2
+    bent = straight * np.exp(0.03 * np.maximum(np.log(n / 1e8), 0))
+    drifts = [
+        scalelaws.fit("power_law", Observations(n, np.full(40, 1e9), loss), bootstrap=50).drift_log_per_efold
+        for loss in (straight, bent)
+    ]
+    assert drifts[0] == pytest.approx(0.0045)
+    assert drifts[1] > 0.01
+
+
+def test_a_loss_that_grows_with_size_is_implausible():
+    n = np.geomspace(1e6, 1e9, 30)
+    runs = Observations(n, np.full(30, 1e9), 2.0 + 0.05 * np.log(n / 1e6))
+    fit = scalelaws.fit("power_law", runs, objective="huber", bootstrap=50, throw=False)
+    assert not fit.status.ok
+
+
+def test_of_a_swept_cell_only_the_best_setting_counts():
+    runs = Observations(
+        [1e6] * 4 + [2e6], [1e9] * 5, [3.0, 3.2, 3.01, np.inf, 2.9], peak_lr=[1e-3, 2e-3, 1e-3, 4e-3, 1e-3]
+    )
+    tuned = keep_tuned(runs)
+    assert tuned.loss.tolist() == [3.0, 3.01, 2.9]
+    assert [(item.reason, item.runs) for item in tuned.excluded] == [
+        ("diverged (the loss is not finite)", 1),
+        ("not the best setting of a swept cell", 1),
+    ]
+
+
+def test_noisy_runs_weigh_less_when_their_error_is_known():
+    n = 1e6 * 4.0 ** np.arange(5)
+    loss = 1.8 + 1.6 * (n / 1e6) ** -0.3
+    bent = loss * np.array([1, 1, 1.03, 1, 1])
+    known = Observations(n, np.full(5, 1e9), bent, loss_se_log=[1e-4, 1e-4, 0.05, 1e-4, 1e-4])
+    unknown = Observations(n, np.full(5, 1e9), bent)
+    away = [scalelaws.fit("power_law", runs, bootstrap=50).rmse_log for runs in (known, unknown)]
+    predicted = [
+        scalelaws.forecast(scalelaws.fit("power_law", runs, bootstrap=50), scalelaws.Target(n[2], 1e9)).loss.value
+        for runs in (known, unknown)
+    ]
+    assert abs(predicted[0] / loss[2] - 1) < 0.3 * abs(predicted[1] / loss[2] - 1)
+    assert away[0] > away[1]
+
+
+def test_an_unknown_variable_is_refused():
+    with pytest.raises(ValueError, match="params, tokens, compute"):
+        PowerLaw(variable="depth")

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+from scalelaws.powers import Objective, Problems, differentiate, evaluate, minimise, predict_log, project_starts
+from scipy.optimize import minimize as scipy_minimize
+
+RNG = np.random.default_rng(3)
+U = RNG.normal(size=(40, 2))
+TRUTH = np.array([[0.5, -0.2, -0.6, 0.3, 0.4]])
+Y = predict_log(TRUTH, U) + 0.01 * RNG.standard_normal((1, 40))
+
+
+def pose(y=Y, weights=None):
+    w = np.ones_like(y) if weights is None else weights
+    return Problems(U, y, w, np.full((len(y), 2), np.log(0.3)))
+
+
+@pytest.mark.parametrize("objective", [Objective(1e-2), Objective(5.0), Objective(3e-2, 1e-2, 0.5)])
+def test_gradient_and_hessian_equal_finite_differences(objective):
+    at, step = TRUTH + 0.03, 1e-6
+    gradient, hessian = differentiate(at, pose(), objective)
+    for k in range(5):
+        move = step * np.eye(5)[[k]]
+        up, down = evaluate(at + move, pose(), objective), evaluate(at - move, pose(), objective)
+        assert gradient[0, k] == pytest.approx((up - down)[0] / (2 * step), rel=1e-5, abs=1e-8)
+        slope = (differentiate(at + move, pose(), objective)[0] - differentiate(at - move, pose(), objective)[0])[0]
+        assert hessian[0, k] == pytest.approx(slope / (2 * step), rel=1e-4, abs=1e-5 * np.abs(hessian).max())
+
+
+def test_the_minimum_is_that_of_scipy():
+    objective = Objective(1e-3)
+    starts = project_starts(U, Y[0], np.ones(40), np.geomspace(0.1, 1, 5))
+    ours = minimise(starts, pose(np.repeat(Y, len(starts), axis=0)), objective)
+    peers = [
+        scipy_minimize(lambda t: 1e3 * evaluate(t[None], pose(), objective)[0], start, method="Nelder-Mead",
+                       options={"maxiter": 20000, "maxfev": 20000, "xatol": 1e-9, "fatol": 1e-12, "adaptive": True})
+        for start in starts[::8]
+    ]  # fmt: skip
+    assert ours.converged.all()
+    assert ours.value == pytest.approx(ours.value.min(), rel=1e-9)
+    assert ours.value.min() <= min(peer.fun for peer in peers) / 1e3 * (1 + 1e-9)
+
+
+def test_every_bootstrap_row_is_at_its_own_minimum():
+    objective = Objective(1e-3)
+    weights = RNG.multinomial(40, np.full(40, 1 / 40), size=12).astype(float)
+    starts = project_starts(U, Y[0], np.ones(40), np.geomspace(0.1, 1, 5))
+    best = minimise(starts, pose(np.repeat(Y, len(starts), axis=0)), objective)
+    centre = best.t[[best.value.argmin()]]
+    warm = minimise(np.repeat(centre, 12, axis=0), pose(np.repeat(Y, 12, axis=0), weights), objective)
+    assert warm.converged.all()
+    for row in range(12):
+        shape = (len(starts), 40)
+        cold = minimise(starts, pose(np.broadcast_to(Y[0], shape), np.broadcast_to(weights[row], shape)), objective)
+        assert warm.value[row] == pytest.approx(cold.value.min(), rel=1e-9)
+
+
+def test_a_problem_without_noise_is_solved_exactly():
+    exact = predict_log(TRUTH, U)
+    found = minimise(TRUTH + 0.1, pose(exact), Objective(1e-3))
+    assert found.t[0] == pytest.approx(TRUTH[0], abs=1e-6)
