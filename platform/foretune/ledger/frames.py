@@ -1,0 +1,71 @@
+"""Rows of the ledger as pandas frames, with the names, order and types of the run table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from foretune.ledger.tables import EXTRA_COLUMNS, INTEGER_COLUMNS, NUMBER_COLUMNS, RUN_COLUMNS
+from foretune.records import RunRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DomainValue = tuple[str, str, str, float]
+"""run_id, `mix` or `loss`, domain, value."""
+
+CURVE_COLUMNS = ("run_id", "step", "tokens", "loss", "held_out", "lr")
+
+
+def frame_runs(rows: Sequence[Mapping[str, Any]], domain_values: Iterable[DomainValue]) -> pd.DataFrame:
+    """The run table: whole numbers Int64, other numbers float64 (NaN where missing), text as objects (None)."""
+    import pandas as pd
+
+    names = [*RUN_COLUMNS, *EXTRA_COLUMNS]
+    columns = {name: _make_column(name, [row[name] for row in rows]) for name in names}
+    return pd.DataFrame(columns | _pivot_domains(rows, domain_values))
+
+
+def frame_records(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """The same run table from records that are in no ledger."""
+    rows = [{**record.model_dump(exclude={"curve", "spec"}), "attempts": 1} for record in records]
+    values = [
+        (record.run_id, kind, domain, value)
+        for record in records
+        for kind, by_domain in (("mix", record.mix), ("loss", record.loss_by_domain))
+        for domain, value in by_domain.items()
+    ]
+    return frame_runs(rows, values)
+
+
+def frame_curves(rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
+    """Curves in the order in which they were reported; rows have the cells of CURVE_COLUMNS."""
+    import pandas as pd
+
+    cells = list(zip(*rows, strict=True)) if rows else [()] * len(CURVE_COLUMNS)
+    kinds = ("object", "int64", "int64", "float64", "float64", "float64")
+    series = {
+        name: pd.Series(list(values), dtype=kind)
+        for name, values, kind in zip(CURVE_COLUMNS, cells, kinds, strict=True)
+    }
+    return pd.DataFrame(series)
+
+
+def _make_column(name: str, values: list[Any]) -> pd.Series[Any]:
+    import pandas as pd
+
+    if name in INTEGER_COLUMNS:
+        return pd.Series(values, dtype="Int64")
+    return pd.Series(values, dtype="float64" if name in NUMBER_COLUMNS else "object")
+
+
+def _pivot_domains(rows: Sequence[Mapping[str, Any]], values: Iterable[DomainValue]) -> dict[str, pd.Series[float]]:
+    """`mix/DOMAIN` columns, then `loss/DOMAIN` columns, each in the order of the names."""
+    import pandas as pd
+
+    position = {row["run_id"]: index for index, row in enumerate(rows)}
+    columns: dict[tuple[bool, str], list[float | None]] = {}
+    for run_id, kind, domain, value in values:
+        column = columns.setdefault((kind == "loss", f"{kind}/{domain}"), [None] * len(rows))
+        column[position[run_id]] = value
+    return {name: pd.Series(column, dtype="float64") for (_, name), column in sorted(columns.items())}
