@@ -21,6 +21,7 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
+
 from foretune.ledger import open_ledger
 from foretune.records import CurvePoint, RunOutcome, RunRecord, RunStatus, record_outcome
 from foretune_factories import make_spec

@@ -138,8 +138,8 @@ def resolve_horizon(study: Study, scale: ScaleSection, corpus: CorpusFacts) -> i
     multiple = math.lcm(*batches)
     if multiple > 4 * max(batches):
         raise InputError(
-            f"search.space.batch_tokens: the values {list(batches)} have no common multiple below {4 * max(batches)}, so the "
-            "runs of a cell could not see the same number of tokens; take batches a factor 2 apart"
+            f"search.space.batch_tokens: the values {list(batches)} have no common multiple below {4 * max(batches)}, "
+            "so the runs of a cell could not see the same number of tokens; take batches a factor 2 apart"
         )
     tokens = scale.tokens
     if isinstance(tokens, TokensPerParam):

@@ -1,4 +1,4 @@
-"""What passes between the parts: RunSpec (what to train), RunOutcome (what came of it), RunRecord (a row of the run table).
+"""What passes between the parts: RunSpec (what to train), RunOutcome (what came of it), RunRecord (a row of the table).
 
 A run's id is the hash of its resolved content, so the same run is the same id on every machine and in every study.
 Labels (study, scale, role) and places (paths) are carried along but not hashed.

@@ -127,7 +127,8 @@ class DataSection(Section):
     domains: dict[str, DomainSection] = Field(default_factory=dict)
     """The domains when corpus is `files`."""
     tokenizer: str = "bytes"
-    """`bytes`; `bpe:VOCAB`, trained on the corpus (`bpe:4096`); or the path of a Hugging Face `tokenizer.json`."""
+    """`bytes`; `bpe:VOCAB`, trained on the corpus (`bpe:4096`); the path of a Hugging Face `tokenizer.json`; or
+    `ids:VOCAB` where every domain holds token ids already."""
     seq_len: Count = Field(default=128, ge=8)
     """Tokens per training sequence."""
     validation_fraction: Quantity = Field(default=0.05, gt=0, lt=0.5)
@@ -270,8 +271,11 @@ class VerificationSection(Section):
 class SurfaceSection(Section):
     """`[runner.surface]`: a closed-form loss for the replay runner, with a planted optimum, noise and divergence.
 
-    loss = (floor + A / N^alpha + B / D^beta) (1 + basin), where the basin is quadratic in the logs of learning rate and
-    batch around lr* = lr_coefficient N^lr_params_exponent D^lr_tokens_exponent and the like for the batch.
+    loss = (floor + A / N^alpha + B / D^beta) (1 + lr_curvature 2 (exp(s x) - 1 - s x) / s^2 + batch_curvature y^2)
+    noise, with x = ln(lr / lr*), y = ln(batch / B*), s = steepness,
+    lr* = lr_coefficient N^lr_params_exponent D^lr_tokens_exponent, B* = batch_coefficient D^batch_tokens_exponent, and
+    noise log-normal between seeds. The basin in x (LINEX, Varian 1975) is convex, zero with zero slope at lr*, steeper
+    above it, and x^2 in the limit s -> 0.
     """
 
     floor: Quantity = Field(default=1.8, ge=0)
@@ -295,7 +299,7 @@ class SurfaceSection(Section):
     batch_tokens_exponent: Quantity = 0.571
     """Exponent of D in the optimal batch."""
     lr_curvature: Quantity = Field(default=0.012, gt=0)
-    """Relative loss at one e-fold from the optimal learning rate."""
+    """Half the second derivative of the relative loss in ln lr: about its rise at one e-fold from the optimum."""
     batch_curvature: Quantity = Field(default=0.008, ge=0)
     """Relative loss at one e-fold from the optimal batch."""
     steepness: Quantity = Field(default=0.5, ge=0)

@@ -16,7 +16,6 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 
 from foretune.accounting import ModelShape, choose_ffn_width
 from foretune.errors import InputError
-from foretune.quantities import TokensPerParam
 from foretune.sections import (
     BudgetSection,
     DataSection,
@@ -119,12 +118,16 @@ def _scale_problems(study: Study) -> list[str]:
         elif scale.width % head:
             below, above = scale.width // head * head, (scale.width // head + 1) * head
             nearest = f"{below} or {above}" if below else f"{above}"
-            problems.append(f"scales.{scale.name}.width: must be a multiple of head_size {head}, got {scale.width}; "
-                            f"nearest: {nearest}")
+            problems.append(
+                f"scales.{scale.name}.width: must be a multiple of head_size {head}, got {scale.width}; "
+                f"nearest: {nearest}"
+            )
         tokens = scale.tokens
         if isinstance(tokens, int) and tokens < study.training.batch_tokens:
-            problems.append(f"scales.{scale.name}.tokens: {tokens} is fewer than one batch of "
-                            f"{study.training.batch_tokens} tokens; give tokens, not billions of them")
+            problems.append(
+                f"scales.{scale.name}.tokens: {tokens} is fewer than one batch of "
+                f"{study.training.batch_tokens} tokens; give tokens, not billions of them"
+            )
     return problems
 
 
@@ -147,21 +150,26 @@ def _training_problems(study: Study) -> list[str]:
         )
     phases = training.warmup + training.decay
     if training.schedule == "wsd" and training.warmup < 1 and training.decay <= 1 and phases > 1:
-        problems.append(f"training: warmup + decay must not exceed the run, got {training.warmup:g} + "
-                        f"{training.decay:g}; lower one")
+        problems.append(
+            f"training: warmup + decay must not exceed the run, got {training.warmup:g} + {training.decay:g}; lower one"
+        )
     return problems
 
 
 def _batch_problems(key: str, batch: int, seq_len: int, accumulation_steps: int) -> list[str]:
     if batch < seq_len:
-        return [f"{key}: {batch} is below seq_len {seq_len}; the batch is in tokens: {batch} sequences are "
-                f"{batch * seq_len} tokens"]
+        return [
+            f"{key}: {batch} is below seq_len {seq_len}; the batch is in tokens: {batch} sequences are "
+            f"{batch * seq_len} tokens"
+        ]
     if batch % seq_len:
         below = batch // seq_len * seq_len
         return [f"{key}: must be a multiple of seq_len {seq_len}, got {batch}; nearest: {below} or {below + seq_len}"]
     if batch // seq_len % accumulation_steps:
-        return [f"training.accumulation_steps: {accumulation_steps} must divide the {batch // seq_len} sequences of "
-                f"a step of {batch} tokens"]
+        return [
+            f"training.accumulation_steps: {accumulation_steps} must divide the {batch // seq_len} sequences of "
+            f"a step of {batch} tokens"
+        ]
     return []
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from foretune.ledger import Ledger, open_ledger
 from ledger_databases import DIALECTS, make_database, serve_postgres
 

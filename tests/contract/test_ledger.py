@@ -7,6 +7,7 @@ import struct
 from typing import Any
 
 import pytest
+
 from foretune.errors import InputError
 from foretune.ledger import Ledger, Recorded, open_ledger
 from foretune.records import CurvePoint, RunRecord, RunStatus

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+
 from foretune.errors import InputError
 from foretune.ledger import LeaseLost, Ledger
 from foretune.ledger import lease as leasing

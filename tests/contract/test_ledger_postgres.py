@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
+
 from foretune.errors import ForetuneError, InputError
 from foretune.ledger import Recorded, database, open_ledger
 from ledger_databases import make_database, make_record

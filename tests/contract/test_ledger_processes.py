@@ -13,6 +13,7 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
 import pytest
+
 from foretune.ledger import open_ledger
 from ledger_databases import make_record, write_together, write_until_killed
 

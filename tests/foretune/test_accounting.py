@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+
 from foretune.accounting import ModelShape, choose_ffn_width
 from foretune.quantities import parse_count, parse_horizon, parse_quantity
 
 
 def test_step_law_shape_is_counted_as_published() -> None:
-    # Li et al. 2025: 7 layers of width 960 with a SwiGLU of 9368 have 214,663,680 non-vocabulary parameters, norms apart.
+    # Li et al. 2025: 7 layers of width 960 with a SwiGLU of 9368 have 214,663,680 parameters, norms apart.
     shape = ModelShape(width=960, depth=7, head_size=64, ffn_width=9368, vocab_size=65536)
     groups = shape.count_params()
     assert groups["attention"] + groups["feed_forward"] == 214_663_680

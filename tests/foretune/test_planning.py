@@ -1,10 +1,11 @@
-"""Planning is pure: ids are hashes of the content, the ledger decides what is left, budgets are refused before a run."""
+"""Planning is pure: ids are hashes of content, the ledger decides what is left, budgets are refused before a run."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+
 from foretune.errors import InputError
 from foretune.planning import CorpusFacts, check_budget, plan_runs
 from foretune.records import RunSpec, RunStatus
@@ -125,7 +126,9 @@ def test_warmup_and_decay_in_tokens_or_fractions() -> None:
     assert cosine.decay_steps == 0
 
 
-@pytest.mark.parametrize(("budget", "key"), [({"runs": 15}, "runs"), ({"tokens": "1M"}, "tokens"), ({"flops": 1}, "flops")])
+@pytest.mark.parametrize(
+    ("budget", "key"), [({"runs": 15}, "runs"), ({"tokens": "1M"}, "tokens"), ({"flops": 1}, "flops")]
+)
 def test_a_plan_over_the_budget_is_refused(budget: dict[str, Any], key: str) -> None:
     study = make_study(budget=budget)
     with pytest.raises(InputError, match=f"budget.{key}: the plan needs"):

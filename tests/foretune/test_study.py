@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from foretune.errors import InputError
 from foretune.quantities import TokensPerParam
 from foretune.study import load_study, read_study

@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+
 import scalelaws
 from scalelaws import Target, figures
 from scalelaws.laws.loss import keep_tuned

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+
 import scalelaws
 from scalelaws import Estimate, FitError, Observations, Target, allocate, forecast, get_published
 from scalelaws.forecasting import split_compute

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 import scalelaws
 from scalelaws import LAWS, PUBLISHED, Observations, Target, get_law, list_laws
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from scalelaws import Status, find_basin_optimum, find_surface_optimum
 
 RATES = 1e-3 * 2.0 ** np.arange(-3, 4)

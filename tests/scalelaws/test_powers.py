@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
-from scalelaws.powers import Objective, Problems, differentiate, evaluate, minimise, predict_log, project_starts
 from scipy.optimize import minimize as scipy_minimize
+
+from scalelaws.powers import Objective, Problems, differentiate, evaluate, minimise, predict_log, project_starts
 
 RNG = np.random.default_rng(3)
 U = RNG.normal(size=(40, 2))

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.interpolate import LinearNDInterpolator
+
 import scalelaws
 from scalelaws import Observations, Target, forecast
-from scipy.interpolate import LinearNDInterpolator
 
 
 @pytest.fixture(scope="module")

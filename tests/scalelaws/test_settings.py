@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 import scalelaws
 from scalelaws import FitError, Observations, Status, Target
 

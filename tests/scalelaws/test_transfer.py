@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from scalelaws import compare_drifts, measure_drift
 
 WIDTHS = np.array([64, 128, 256, 512])

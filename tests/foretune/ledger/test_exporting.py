@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+
 from foretune.errors import ForetuneError, InputError
 from foretune.ledger import Ledger, Recorded, exporting, open_ledger
 from foretune.ledger.exporting import export_runs, guard_text, unguard_text

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
 from foretune.errors import InputError
 from foretune.ledger import Recorded, open_ledger
 from foretune.ledger.importing import ImportedRuns, import_runs, read_runs

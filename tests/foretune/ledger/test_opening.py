@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+
 from foretune.errors import ForetuneError, InputError
 from foretune.ledger import Recorded, database, migrations, open_ledger, opening
 from foretune.ledger.database import APPLICATION_ID

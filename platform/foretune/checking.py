@@ -1,0 +1,158 @@
+"""What `check`, `plan` and `status` say: derived numbers, runs still to do, states; nothing is launched."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from foretune.errors import InputError
+from foretune.ledger import Ledger
+from foretune.parametrization import describe_groups
+from foretune.planning import Plan, check_budget
+from foretune.probe import Estimate, estimate_hours
+from foretune.records import RunSpec
+from foretune.resolution import plan_study, resolve_corpus
+from foretune.search import ask_search
+from foretune.search.verification import expect_verification
+from foretune.study import Study
+
+Rows = list[dict[str, Any]]
+
+
+def describe_study(study: Study) -> dict[str, Rows]:
+    """The derived numbers of a study, as titled tables: scales, parameters by group, parametrization, space, data."""
+    corpus = resolve_corpus(study)
+    specs = [*ask_search(study, corpus)[0], *expect_verification(study, corpus)]
+    first = {spec.scale: spec for spec in reversed(specs)}
+    return {
+        "scales": [_describe_scale(spec) for spec in first.values()],
+        "parameters by group": [_describe_params(spec) for spec in first.values()],
+        "parametrization": _describe_parametrization(specs),
+        "search space": [
+            {"dimension": key, "values": ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in axis.grid())}
+            for key, axis in study.search.space.items()
+        ],
+        "data": [
+            {"domain": name, "share": share, "train_tokens": corpus.train_tokens.get(name)}
+            for name, share in corpus.mixture.items()
+        ],
+    }
+
+
+def describe_plan(
+    study: Study, ledger: Ledger | None, *, probe: bool
+) -> tuple[dict[str, Any], Rows, InputError | None]:
+    """The cost of what is to do, a row per rung and state, and the refusal when it is over the budget."""
+    corpus = resolve_corpus(study)
+    plan = plan_study(study, corpus, ledger)
+    expected = _outstanding_verification(study, expect_verification(study, corpus), ledger)
+    specs = [*plan.todo, *expected]
+    estimate = estimate_hours(specs, study.runner) if probe else Estimate(0.0, 1, "not measured (--no-probe)")
+    record = {
+        "study": plan.study,
+        "runs_to_do": len(plan.todo),
+        "runs_to_verify": len(expected),
+        "runs_done": len(plan.done),
+        "runs_skipped": len(plan.skipped),
+        "tokens": sum(spec.training.tokens for spec in specs),
+        "compute_flops": float(sum(spec.compute_flops for spec in specs)),
+        "hours": round(estimate.hours, 4),
+        "runs_at_once": estimate.slots,
+        "hours_basis": estimate.basis,
+    }
+    return record, _plan_rows(plan, expected), _find_refusal(study, plan, expected, estimate.hours)
+
+
+def describe_status(ledger: Ledger, study: str) -> dict[str, Any]:
+    """Runs by state, who drives the study, and the time left by that driver's own account."""
+    frame = ledger.runs(study)
+    states = Counter(frame["status"])
+    progress = ledger.progress(study) or {}
+    return {
+        "study": study,
+        "completed": states["completed"],
+        "diverged": states["diverged"],
+        "failed": states["failed"],
+        "pending": ledger.count_enrolled(study) - len(frame),
+        "driver": progress.get("holder", "none") if progress.get("alive") else "none",
+        "minutes_left": (progress.get("progress") or {}).get("minutes_left"),
+    }
+
+
+def _describe_scale(spec: RunSpec) -> dict[str, Any]:
+    shape, training = spec.model.shape, spec.training
+    return {
+        "scale": spec.scale,
+        "width": shape.width,
+        "depth": shape.depth,
+        "heads": shape.width // shape.head_size,
+        "ffn_width": shape.ffn_width,
+        "params_non_embedding": shape.params_non_embedding,
+        "params_total": shape.params_total,
+        "tokens": training.tokens,
+        "tokens_per_param": round(training.tokens / shape.params_non_embedding, 2),
+        "steps": training.steps,
+        "warmup_steps": training.warmup_steps,
+        "decay_steps": training.decay_steps,
+        "flops_per_token": shape.flops_per_token(spec.data.seq_len),
+        "compute_flops": float(spec.compute_flops),
+    }
+
+
+def _describe_params(spec: RunSpec) -> dict[str, Any]:
+    return {"scale": spec.scale, **spec.model.shape.count_params()}
+
+
+def _describe_parametrization(specs: Sequence[RunSpec]) -> Rows:
+    """The rules of every parametrization at every width: what is multiplied by how much."""
+    seen = {(spec.model.parametrization, spec.model.width): spec for spec in reversed(specs)}
+    return [
+        {"parametrization": name, "width": width, **row}
+        for (name, width), spec in sorted(seen.items(), key=lambda item: item[0])
+        for row in describe_groups(spec.model)
+    ]
+
+
+def _outstanding_verification(study: Study, expected: list[RunSpec], ledger: Ledger | None) -> list[RunSpec]:
+    """Stand-ins less the verification runs that are already done (their settings differ, their cost does not)."""
+    if ledger is None or study.study.name not in ledger.studies():
+        return expected
+    frame = ledger.runs(study.study.name)
+    done = int((frame["role"].eq("verification") & frame["status"].ne("failed")).sum())
+    return expected[min(done, len(expected)) :]
+
+
+def _plan_rows(plan: Plan, expected: Sequence[RunSpec]) -> Rows:
+    rows = _group("to do", plan.todo) + _group("to verify, after the forecast", expected)
+    rows += _group("done", [spec for spec, _ in plan.done])
+    reasons = Counter((item.scale, item.reason) for item in plan.skipped)
+    return rows + [
+        {"scale": scale, "state": f"skipped: {reason}", "runs": count, "tokens": 0, "compute_flops": 0.0}
+        for (scale, reason), count in reasons.items()
+    ]
+
+
+def _group(state: str, specs: Sequence[RunSpec]) -> Rows:
+    scales: Mapping[str, list[RunSpec]] = {spec.scale: [] for spec in specs}
+    for spec in specs:
+        scales[spec.scale].append(spec)
+    return [
+        {
+            "scale": scale,
+            "state": state,
+            "runs": len(members),
+            "tokens": sum(spec.training.tokens for spec in members),
+            "compute_flops": float(sum(spec.compute_flops for spec in members)),
+        }
+        for scale, members in scales.items()
+    ]
+
+
+def _find_refusal(study: Study, plan: Plan, expected: Sequence[RunSpec], hours: float) -> InputError | None:
+    whole = Plan(plan.study, (*plan.todo, *expected), plan.done, plan.skipped)
+    try:
+        check_budget(study, whole, hours)
+    except InputError as refusal:
+        return refusal
+    return None

@@ -1,0 +1,168 @@
+"""The command line: verbs and paths, no knobs. Each verb is one call into `verbs.py`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from foretune.errors import ForetuneError, InputError
+from foretune.quantities import parse_count, parse_horizon, parse_quantity
+
+Value = TypeVar("Value")
+EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; 0 done, 1 the work failed, 2 the input was wrong, 130 interrupted (start it again to go on)."""
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    try:
+        from foretune import verbs
+
+        return int(getattr(verbs, f"do_{args.verb}")(args) or EXIT_DONE)
+    except InputError as error:
+        return _complain(error, EXIT_INPUT)
+    except ForetuneError as error:
+        return _complain(error, EXIT_FAILED)
+    except KeyboardInterrupt:
+        return _complain("interrupted; what had finished is in the ledger: the same command goes on", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+
+
+def _complain(message: object, code: int) -> int:
+    for line in str(message).splitlines():
+        print(f"foretune: {line}", file=sys.stderr)
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The verbs and their arguments."""
+    parser = argparse.ArgumentParser(
+        prog="foretune", description="Tune small, predict large.", epilog="Numbers: 7e9, 7B, 1.4T, 512k, 2^-7, 20xN."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_study_verbs(verbs)
+    _add_ledger_verbs(verbs)
+    _add_query_verbs(verbs)
+    return parser
+
+
+def _add_study_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    check = verbs.add_parser("check", help="read and resolve a study; print every derived number")
+    check.add_argument("study", metavar="STUDY", help="folder or TOML file")
+    _add_format(check)
+
+    plan = verbs.add_parser("plan", help="the runs still to do, what they cost, what is skipped and why")
+    plan.add_argument("study", metavar="STUDY", help="folder or TOML file")
+    plan.add_argument("--no-probe", action="store_true", help="do not measure how fast this machine trains")
+    _add_ledger(plan)
+    _add_format(plan)
+
+    run = verbs.add_parser("run", help="launch or resume; the same command again goes on where it was")
+    run.add_argument("study", metavar="STUDY", help="folder or TOML file")
+    run.add_argument("--address", default="local", help="Ray cluster: local (default), auto, or HOST:PORT")
+    run.add_argument("--steal", action="store_true", help="take the study over from a driver that is gone")
+    run.add_argument("--results", default="results", metavar="FOLDER", help="where results/STUDY/ is written")
+    run.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_ledger(run)
+    _add_format(run)
+
+    report = verbs.add_parser("report", help="one self-contained HTML page with figures")
+    report.add_argument("study", metavar="STUDY", help="folder, TOML file, or name in the ledger")
+    report.add_argument("--results", default="results", metavar="FOLDER", help="where results/STUDY/ is written")
+    _add_ledger(report)
+
+    verbs.add_parser("schema", help="the JSON Schema of a study file, for editors")
+
+
+def _add_ledger_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    status = verbs.add_parser("status", help="runs by state, failures with reasons, time left")
+    status.add_argument(
+        "study", metavar="STUDY", nargs="?", default="", help="folder, TOML file, or name in the ledger"
+    )
+    _add_ledger(status)
+    _add_format(status)
+
+    importing = verbs.add_parser("import", help="bring other people's runs into the ledger")
+    importing.add_argument("file", metavar="FILE")
+    importing.add_argument("--study", required=True, metavar="NAME", help="study that the runs join")
+    formats = ("csv", "parquet", "steplaw")
+    importing.add_argument("--format", dest="file_format", choices=formats, default="", help="default: by the suffix")
+    _add_map(importing)
+    _add_ledger(importing)
+
+    export = verbs.add_parser("export", help="write the run table to CSV, Parquet or JSONL")
+    export.add_argument("study", metavar="STUDY", help="folder, TOML file, or name in the ledger")
+    export.add_argument("--to", required=True, metavar="FILE", help="ends in .csv, .parquet or .jsonl")
+    export.add_argument("--force", action="store_true", help="overwrite the file")
+    _add_ledger(export)
+
+
+def _add_query_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    fit = verbs.add_parser("fit", help="a fitted law with intervals, status and exclusions")
+    _add_evidence(fit, published=False)
+    fit.add_argument("--law", required=True, metavar="LAW", help="a name from `foretune laws`")
+
+    predict = verbs.add_parser("predict", help="the optimal learning rate, batch size and loss of a large run")
+    _add_evidence(predict)
+    predict.add_argument("--params", type=_argument(parse_count), help="non-embedding parameters; default: [target]")
+    predict.add_argument("--tokens", type=_argument(parse_horizon), help="training tokens, or 20xN; default: [target]")
+    predict.add_argument("--seq-len", type=_argument(parse_count), help="tokens per sequence of the large run")
+
+    allocate = verbs.add_parser("allocate", help="compute-optimal parameters and tokens")
+    _add_evidence(allocate)
+    allocate.add_argument("--flops", type=_argument(parse_quantity), required=True, help="training FLOPs")
+
+    laws = verbs.add_parser("laws", help="every law: formula, parameters, scope, source")
+    _add_format(laws)
+
+
+def _add_evidence(parser: argparse.ArgumentParser, *, published: bool = True) -> None:
+    parser.add_argument(
+        "study", metavar="STUDY", nargs="?", default="", help="folder, TOML file, or name in the ledger"
+    )
+    parser.add_argument("--runs", default="", metavar="FILE", help="a run table (CSV, Parquet) instead of a study")
+    if published:
+        parser.add_argument("--published", default="", metavar="LAW", help="a published law instead of runs")
+    parser.add_argument("--parametrization", default="", help="branch of the study; default: that of [proxy]")
+    parser.add_argument(
+        "--pool", action="append", default=[], metavar="COLUMN", help="fit rows together that differ in this column"
+    )
+    _add_map(parser)
+    _add_ledger(parser)
+    _add_format(parser)
+
+
+def _add_map(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--map", action="append", default=[], metavar="COLUMN=NAME", help="read this column of the file as that name"
+    )
+
+
+def _add_ledger(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ledger", default="", metavar="URL", help="path or SQLAlchemy URL; default: foretune.db here")
+
+
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
+
+
+def _argument(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    """Turn a ValueError of ours into argparse's own complaint, message and all."""
+
+    def read(text: str) -> Value:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+if __name__ == "__main__":
+    sys.exit(main())

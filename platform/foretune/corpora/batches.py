@@ -1,0 +1,148 @@
+"""Which tokens a step trains on: a pure function of seed, mixture and step, with no state to save.
+
+Sequences are numbered 0, 1, 2, ... over the run, whatever the batch size, so runs of one seed see the same text in the
+same order. Sequence i belongs to the domain whose interval of cumulated shares holds
+
+    u_i = frac(offset + i / golden ratio)
+
+a rotation, whose share of points in any interval is exact to a few points at every moment (Weyl 1916; the golden ratio
+spreads most evenly). Within a domain the windows of an epoch come in a seeded order, without replacement, and start at
+a seeded phase, so that another epoch cuts the text elsewhere. The k-th window of a domain is the same in every mixture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretune.corpora.corpus import Corpus
+from foretune.errors import InputError
+
+UNIT = 2**64
+"""The unit interval as 64-bit integers, so that the rotation is exact."""
+GOLDEN_STEP = 11400714819323198485
+"""2^64 / golden ratio, rounded to an odd number (Knuth, TAOCP 3, section 6.4)."""
+KEPT_EPOCHS = 2
+"""A batch may end one epoch and begin the next."""
+
+
+class BatchStream:
+    """Training batches of one run."""
+
+    def __init__(
+        self, corpus: Corpus, mixture: dict[str, float], seq_len: int, batch_sequences: int, seed: int
+    ) -> None:
+        """`mixture` gives the share of sequences per domain; a domain without a share is never read."""
+        shares = {name: share for name, share in corpus.resolve_mixture(mixture).items() if share > 0}
+        self.batch_sequences = batch_sequences
+        self._domains = [_DomainStream(corpus, name, seq_len, seed) for name in shares]
+        self._bounds = _cumulate(list(shares.values()))
+        self._offset = _hash_number("rotation", seed)
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Token ids of step 0, 1, ...: shape [batch_sequences, seq_len + 1]; inputs and targets overlap by one."""
+        first = step * self.batch_sequences
+        numbers = np.arange(first, first + self.batch_sequences, dtype=np.uint64)
+        points = numbers * np.uint64(GOLDEN_STEP) + np.uint64(self._offset)  # wraps, as it should
+        domains = np.searchsorted(np.array(self._bounds[1:-1], dtype=np.uint64), points, side="right")
+        ranks = [self._count(domain, first) for domain in range(len(self._domains))]
+        rows = []
+        for domain in domains.tolist():
+            rows.append(self._domains[domain].window(ranks[domain]))
+            ranks[domain] += 1
+        return np.stack(rows)
+
+    def epochs(self, steps: int) -> dict[str, float]:
+        """How often each domain is gone through in that many steps."""
+        sequences = steps * self.batch_sequences
+        counts = [self._count(domain, sequences) for domain in range(len(self._domains))]
+        return {stream.name: count / stream.windows for stream, count in zip(self._domains, counts, strict=True)}
+
+    def _count(self, domain: int, sequences: int) -> int:
+        """How many of the first sequences belong to a domain."""
+        low, high = self._bounds[domain], self._bounds[domain + 1]
+        return _count_below(high, sequences, self._offset) - _count_below(low, sequences, self._offset)
+
+
+class _DomainStream:
+    """The windows of one domain, by number."""
+
+    def __init__(self, corpus: Corpus, name: str, seq_len: int, seed: int) -> None:
+        self.name = name
+        self.tokens = corpus.tokens(name, "train")
+        self.seq_len = seq_len
+        self.seed = seed
+        self.windows = (len(self.tokens) - seq_len) // seq_len  # fits behind every phase
+        self._epochs: OrderedDict[int, tuple[int, NDArray[np.int64]]] = OrderedDict()
+        if self.windows < 1:
+            raise InputError(
+                f"data.domains.{name}: {len(self.tokens)} training tokens are fewer than two sequences of "
+                f"data.seq_len = {seq_len}; shorten the sequences or add text"
+            )
+
+    def window(self, number: int) -> NDArray[np.int64]:
+        epoch, place = divmod(number, self.windows)
+        phase, order = self._order(epoch)
+        start = phase + int(order[place]) * self.seq_len
+        return self.tokens[start : start + self.seq_len + 1].astype(np.int64)
+
+    def _order(self, epoch: int) -> tuple[int, NDArray[np.int64]]:
+        if epoch not in self._epochs:
+            generator = np.random.Generator(np.random.Philox(key=_hash_number("epoch", self.seed, self.name, epoch)))
+            self._epochs[epoch] = (int(generator.integers(self.seq_len)), generator.permutation(self.windows))
+            if len(self._epochs) > KEPT_EPOCHS:
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+
+def take_validation_batches(corpus: Corpus, seq_len: int, sequences_per_domain: int) -> dict[str, NDArray[np.int64]]:
+    """The held-out windows of each domain, evenly spread and without overlap: [sequences_per_domain, seq_len + 1]."""
+    return {name: _spread_windows(corpus, name, seq_len, sequences_per_domain) for name in corpus.domains}
+
+
+def _spread_windows(corpus: Corpus, domain: str, seq_len: int, sequences: int) -> NDArray[np.int64]:
+    tokens = corpus.tokens(domain, "validation")
+    most = (len(tokens) - 1) // seq_len
+    if most < sequences:
+        raise InputError(
+            f"data.validation_sequences: {sequences} sequences of {seq_len} tokens are more than domain {domain!r} "
+            f"holds out ({len(tokens)} tokens, {most} sequences); lower it, or raise data.validation_fraction"
+        )
+    starts = np.arange(sequences) * ((len(tokens) - 1) / sequences)
+    return np.stack([tokens[start : start + seq_len + 1] for start in starts.astype(int)]).astype(np.int64)
+
+
+def _cumulate(shares: list[float]) -> list[int]:
+    """The bounds of the domains' intervals: 0, ..., 2^64."""
+    bounds = [round(float(bound) * UNIT) for bound in np.cumsum(shares)]
+    return [0, *bounds[:-1], UNIT]
+
+
+def _count_below(bound: int, count: int, offset: int) -> int:
+    """How many of the first `count` points of the rotation lie below `bound`.
+
+    A point x mod UNIT lies below it exactly if floor(x / UNIT) - floor((x - bound) / UNIT) is 1.
+    """
+    above = _sum_floors(count, UNIT, GOLDEN_STEP, offset)
+    return above - _sum_floors(count, UNIT, GOLDEN_STEP, offset + UNIT - bound) + count
+
+
+def _sum_floors(count: int, modulus: int, slope: int, offset: int) -> int:
+    """The sum of floor((slope i + offset) / modulus) over 0 <= i < count, by Euclid's algorithm in O(log modulus)."""
+    total = 0
+    while count > 0:
+        total += count * (count - 1) // 2 * (slope // modulus) + count * (offset // modulus)
+        slope, offset = slope % modulus, offset % modulus
+        highest = slope * count + offset
+        if highest < modulus:
+            break
+        count, offset = divmod(highest, modulus)
+        modulus, slope = slope, modulus
+    return total
+
+
+def _hash_number(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big")

@@ -1,0 +1,196 @@
+"""The figures of an answer, drawn from finished records by scalelaws.figures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from foretune.answers import Answer, Branch, Verification
+from foretune.quantities import format_count
+from scalelaws import Estimate, Forecast, Observations, Status, Target
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NAMES = {"mup": "muP", "standard": "standard parametrization"}
+"""Parametrizations as figures title them."""
+PANEL = (5.6, 4.3)
+"""Size of one panel, inches."""
+DOTS_PER_INCH = 150
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A rendered figure."""
+
+    png: bytes
+    """For files and notebooks."""
+    data: str
+    """The same figure as SVG in a data URI, for the page."""
+    caption: str
+    """What is to be seen."""
+
+
+def draw_answer(answer: Answer) -> dict[str, Picture]:
+    """Every figure that the answer has data for, by name."""
+    figures = {
+        "basins": draw_basin_panels,
+        "drift": draw_drift_panel,
+        "law": draw_law_panels,
+        "verification": draw_verification_panels,
+    }
+    captions = {
+        "basins": "Held-out loss against peak learning rate at every size. Lines: fitted basins; stars: their optima, "
+        "with 90 % intervals as bars.",
+        "drift": "The optimal learning rate against width. Flat means that a small proxy's optimum transfers.",
+        "law": "The law of the tuned loss with its 90 % band; hollow diamonds: larger runs that the fit did not see.",
+        "verification": "The registered forecast (lines and 90 % bands) and the larger runs trained after it.",
+    }
+    drawn = {name: draw(answer) for name, draw in figures.items()}
+    return {name: _render(figure, captions[name]) for name, figure in drawn.items() if figure is not None}
+
+
+def draw_basin_panels(answer: Answer) -> Figure | None:
+    """One panel a parametrization: loss against learning rate, a curve for each cell."""
+    return _draw_panels(
+        [b for b in answer.branches if b.cells], lambda branch, ax: _draw_basins(branch, ax), share=True
+    )
+
+
+def draw_drift_panel(answer: Answer) -> Figure | None:
+    """The optimum against width, every parametrization in one panel."""
+    drifts = {NAMES.get(b.parametrization, b.parametrization): b.drift for b in answer.branches if b.drift}
+    if not drifts:
+        return None
+    from scalelaws.figures import draw_drift
+
+    figure = _new_figure(1)
+    draw_drift(drifts, figure.subplots())
+    return figure
+
+
+def draw_law_panels(answer: Answer) -> Figure | None:
+    """One panel a parametrization: the law of the loss, with the verification runs on it."""
+    branches = [b for b in answer.branches if b.fit and b.fit.loss_fit]
+    return _draw_panels(branches, lambda branch, ax: _draw_law(answer, branch, ax), share=True)
+
+
+def draw_verification_panels(answer: Answer) -> Figure | None:
+    """One panel a parametrization: the registered forecast and the runs that check it."""
+    checks = [check for check in answer.verification if check.runs]
+    return _draw_panels(checks, lambda check, ax: _draw_verification(check, ax), share=True)
+
+
+def _draw_basins(branch: Branch, ax: Axes) -> None:
+    from scalelaws.figures import Sweep, draw_basins
+
+    seen = branch.observations
+    assert seen is not None
+    assert seen.peak_lr is not None
+    horizons = len({cell.tokens for cell in branch.cells}) > 1
+    draw_basins(
+        [
+            Sweep(_label_cell(branch, cell, horizons), seen.peak_lr[cell.rows], seen.loss[cell.rows], cell.optimum)
+            for cell in branch.cells
+        ],
+        ax,
+    )
+
+
+def _label_cell(branch: Branch, cell: Any, horizons: bool) -> str:
+    width = branch.observations.width if branch.observations else None
+    size = f"{format_count(cell.params)} params" if width is None else f"width {width[cell.rows[0]]:g}"
+    return f"{size}, {format_count(cell.tokens)} tokens" if horizons else size
+
+
+def _draw_law(answer: Answer, branch: Branch, ax: Axes) -> None:
+    from scalelaws.figures import PALETTE, draw_law
+
+    assert branch.fit is not None
+    assert branch.fit.loss_fit is not None
+    found = [cell for cell in branch.cells if cell.optimum.loss]
+    tuned = Observations(
+        params_non_embedding=np.array([cell.params for cell in found]),
+        tokens=np.array([cell.tokens for cell in found]),
+        loss=np.array([cell.optimum.loss.value for cell in found if cell.optimum.loss]),
+    )
+    check = answer.verification_of(branch.parametrization)
+    target = _read_target(check.forecast) if check else answer.target
+    draw_law(branch.fit.loss_fit, tuned, ax, target=target)
+    if check and check.best_lr is not None:
+        at = target.params_non_embedding
+        ax.plot(
+            at, check.loss_by_lr[check.best_lr], "D", mfc="none", mec=PALETTE[1], ms=8, label="larger run, measured"
+        )
+        ax.legend(frameon=False, fontsize="small")
+
+
+def _draw_verification(check: Verification, ax: Axes) -> None:
+    from scalelaws.figures import draw_forecast
+
+    losses = check.loss_by_lr
+    draw_forecast(
+        read_forecast(check.forecast), np.array(list(losses)), np.array(list(losses.values())), ax, label="larger runs"
+    )
+
+
+def read_forecast(record: dict[str, Any]) -> Forecast:
+    """A registered forecast, read back from plain data as far as a figure needs it."""
+
+    def estimate(key: str) -> Estimate | None:
+        return Estimate(**record[key]) if record[key] else None
+
+    return Forecast(
+        target=_read_target(record),
+        peak_lr=estimate("peak_lr"),
+        batch_tokens=estimate("batch_tokens"),
+        batch_sequences=estimate("batch_sequences"),
+        loss=estimate("loss"),
+        regret=estimate("regret"),
+        level=record["level"],
+        extrapolation=record["extrapolation"],
+        law=record["law"],
+        status=Status.CONVERGED,
+        message=record["status"],
+        evidence=None,
+        scope=record["scope"],
+        warnings=tuple(record["warnings"]),
+    )
+
+
+def _read_target(record: dict[str, Any]) -> Target:
+    return Target(**record["target"])
+
+
+def _draw_panels(parts: list[Any], draw: Callable[[Any, Axes], None], *, share: bool) -> Figure | None:
+    """A row of panels titled by parametrization, on one loss axis so that they can be compared."""
+    if not parts:
+        return None
+    figure = _new_figure(len(parts))
+    axes = figure.subplots(1, len(parts), sharey=share, squeeze=False)[0]
+    for part, ax in zip(parts, axes, strict=True):
+        draw(part, ax)
+        ax.set_title(NAMES.get(part.parametrization, part.parametrization))
+    for ax in axes[1:] if share else []:
+        ax.set_ylabel("")
+    return figure
+
+
+def _new_figure(panels: int) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(PANEL[0] * panels, PANEL[1]), layout="constrained")
+
+
+def _render(figure: Figure, caption: str) -> Picture:
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=DOTS_PER_INCH)
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    data = base64.b64encode(svg.getvalue()).decode()
+    return Picture(png.getvalue(), f"data:image/svg+xml;base64,{data}", caption)

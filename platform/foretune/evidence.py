@@ -1,0 +1,69 @@
+"""From rows of the run table to scalelaws.Observations, with a reason for every run that is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from foretune.errors import InputError
+from scalelaws import Exclusion, ObservationError, Observations
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COUNTINGS = ("params_non_embedding", "params_total", "params_active")
+"""Parameter counts in the order in which a table's own is looked for."""
+
+
+def list_parametrizations(frame: pd.DataFrame) -> list[str]:
+    """The parametrizations in a run table, in order of appearance."""
+    if "parametrization" not in frame:
+        return []
+    return [str(name) for name in frame["parametrization"].dropna().unique()]
+
+
+def gather_observations(frame: pd.DataFrame, *, parametrization: str = "", pool: Collection[str] = ()) -> Observations:
+    """The runs that a fit may see.
+
+    Left out, and counted: failed runs, runs that are held out to verify a forecast, runs of another parametrization.
+    Diverged runs stay in, without a loss: they bound a basin from above. Rows that differ in optimizer, schedule,
+    sequence length or kind of loss are refused unless `pool` names the column.
+
+    Raises InputError when nothing is left or when the rows may not be pooled.
+    """
+    kept, excluded = frame, []
+    for reason, mask in _exclusions(frame, parametrization):
+        dropped = kept.index[mask.reindex(kept.index, fill_value=False)]
+        if len(dropped):
+            excluded.append(Exclusion(reason, len(dropped)))
+            kept = kept.drop(index=dropped)
+    if kept.empty:
+        listed = "; ".join(f"{item.runs} {item.reason}" for item in excluded)
+        raise InputError(f"no runs to fit{': ' + listed if listed else ''}")
+    try:
+        return Observations.from_frame(kept, params=choose_counting(kept), excluded=tuple(excluded), pool=pool)
+    except ObservationError as error:
+        raise InputError(str(error)) from None
+
+
+def choose_counting(frame: pd.DataFrame) -> str:
+    """The column by which every row counts its parameters; one table is never counted in two ways."""
+    for column in COUNTINGS:
+        if column in frame and bool(frame[column].notna().all()):
+            return column
+    raise InputError(
+        "no parameter count that every run has; fill params_non_embedding (or params_total) in all rows, "
+        "or import them with --map COLUMN=params_non_embedding"
+    )
+
+
+def _exclusions(frame: pd.DataFrame, parametrization: str) -> list[tuple[str, pd.Series[bool]]]:
+    rules: list[tuple[str, pd.Series[bool]]] = []
+    if "status" in frame:
+        rules.append(("failed", frame["status"].eq("failed")))
+    if "role" in frame:
+        rules.append(("held out to verify the forecast", frame["role"].eq("verification")))
+    if parametrization and "parametrization" in frame:
+        other = frame["parametrization"].ne(parametrization) & frame["parametrization"].notna()
+        rules.append((f"of another parametrization than {parametrization}", other))
+    return rules

@@ -1,0 +1,43 @@
+"""From a study to a finished ledger: what `foretune run` sets up around the main loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foretune.checking import describe_plan
+from foretune.execution import execute_study
+from foretune.ledger import Ledger
+from foretune.progress import ProgressBar
+from foretune.resolution import resolve_corpus
+from foretune.runners import make_runner
+from foretune.study import Study
+
+
+def launch_study(
+    study: Study,
+    ledger: Ledger,
+    *,
+    address: str = "local",
+    results: Path = Path("results"),
+    quiet: bool = False,
+    steal: bool = False,
+) -> int:
+    """Launch or resume a study and wait for it; the number of its runs that failed.
+
+    Raises InputError before any compute is spent: a plan over the budget, another live driver, a cluster that cannot
+    be reached or that has no node large enough. Raises RunnerInterruption when the executor breaks down for good.
+    """
+    corpus = resolve_corpus(study)
+    _, _, refusal = describe_plan(study, ledger, probe=study.budget.limits_hours)
+    if refusal:
+        raise refusal
+    workspace = (results / study.study.name).resolve()
+    runner = make_runner(study.runner, address=address, workspace=workspace)
+    watcher = ProgressBar(quiet=quiet)
+    watcher.note(f"runner: {runner.describe()}")
+    try:
+        execute_study(study, ledger, runner, corpus, watcher, steal=steal)
+    finally:
+        watcher.close()
+        runner.close()
+    return len(ledger.failures(study.study.name))

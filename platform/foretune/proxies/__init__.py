@@ -1,0 +1,1 @@
+"""The small language models; the one package that imports torch."""

@@ -1,0 +1,113 @@
+"""Watches the losses of a run: keeps the curve, and stops a run that has diverged or whose loss cannot be true."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from foretune.records import CurvePoint, RunSpec, RunStatus
+from foretune.schedules import choose_evaluation_steps
+
+CURVE_POINTS = 200
+"""Most training losses kept of a run; held-out losses are kept besides."""
+PATIENCE_STEPS = 50
+"""Steps in a row with a loss too high after which a run counts as diverged (assumption)."""
+_CURVE = TypeAdapter(tuple[CurvePoint, ...])
+
+
+class RunStopped(Exception):
+    """A run ends before its last step; carries the status and the reason of its outcome."""
+
+    def __init__(self, status: RunStatus, reason: str) -> None:
+        """`reason` is a sentence for the run table."""
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class Recorder:
+    """The curve of one run. A loss is too high above ln(vocabulary) + 1, or above twice the first one."""
+
+    def __init__(self, spec: RunSpec, report: Callable[[CurvePoint], None]) -> None:
+        """`report` gets every point that is kept, as soon as it is known."""
+        training = spec.training
+        self.evaluation_steps = frozenset(choose_evaluation_steps(training))
+        self.curve: tuple[CurvePoint, ...] = ()
+        self.held_out: dict[str, float] = {}
+        self._training = training
+        self._report = report
+        self._stride = math.ceil(training.steps / CURVE_POINTS)
+        self._uniform_loss = math.log(spec.model.vocab_size)
+        self._limit = math.inf
+        self._last_loss: float | None = None
+        self._steps_too_high = 0
+
+    def record_step(self, step: int, lr: float, loss: float, gradient_norm: float) -> None:
+        """Take the training loss of a finished step (counted from 1). Raises RunStopped when the run is lost."""
+        finite = math.isfinite(loss)
+        if step not in self.evaluation_steps and (step % self._stride == 0 or not finite):
+            self._keep(step, lr, loss if finite else None)
+        if not finite:
+            self._stop_diverged(f"training loss is {loss} at step {step}", lr)
+        if not math.isfinite(gradient_norm):
+            self._stop_diverged(f"gradient norm is {gradient_norm} at step {step}", lr)
+        if loss <= 0:
+            raise RunStopped(RunStatus.FAILED, f"training loss {loss:g} at step {step} is not above 0: labels leak")
+        self._watch_limit(step, lr, loss)
+        self._last_loss = loss
+
+    def record_held_out(self, step: int, lr: float, loss: float, by_domain: dict[str, float]) -> None:
+        """Take a held-out evaluation after a step whose training loss is recorded."""
+        finite = math.isfinite(loss)
+        self._keep(step, lr, self._last_loss, loss if finite else None)
+        if not finite:
+            self._stop_diverged(f"held-out loss is {loss} at step {step}", lr)
+        if loss <= 0:
+            raise RunStopped(RunStatus.FAILED, f"held-out loss {loss:g} at step {step} is not above 0: labels leak")
+        self.held_out = by_domain
+
+    def check_movement(self) -> None:
+        """Refuse a finished run whose held-out loss never changed: weights so large that nothing flows any more."""
+        points = [point for point in self.curve if point.held_out is not None]
+        if len(points) > 1 and len({point.held_out for point in points}) == 1:
+            stuck = f"held-out loss stayed at {points[0].held_out:.4f} in {len(points)} evaluations"
+            self._stop_diverged(f"{stuck}: nothing is learned", self._training.peak_lr)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: plain data."""
+        return {
+            "curve": _CURVE.dump_json(self.curve).decode(),
+            "held_out": self.held_out,
+            "limit": self._limit,
+            "last_loss": self._last_loss,
+            "steps_too_high": self._steps_too_high,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.curve = _CURVE.validate_json(state["curve"])
+        self.held_out = state["held_out"]
+        self._limit = state["limit"]
+        self._last_loss = state["last_loss"]
+        self._steps_too_high = state["steps_too_high"]
+
+    def _watch_limit(self, step: int, lr: float, loss: float) -> None:
+        if self._last_loss is None:
+            self._limit = min(self._uniform_loss + 1, 2 * loss)
+        self._steps_too_high = self._steps_too_high + 1 if loss > self._limit else 0
+        if self._steps_too_high >= PATIENCE_STEPS:
+            problem = f"training loss above {self._limit:.3f} for {PATIENCE_STEPS} steps up to step {step}"
+            self._stop_diverged(problem, lr)
+
+    def _stop_diverged(self, problem: str, lr: float) -> None:
+        last = "none" if self._last_loss is None else f"{self._last_loss:.4f}"
+        raise RunStopped(RunStatus.DIVERGED, f"{problem} (last finite loss {last}, learning rate {lr:.3g})")
+
+    def _keep(self, step: int, lr: float, loss: float | None, held_out: float | None = None) -> None:
+        tokens = step * self._training.batch_tokens
+        point = CurvePoint(step=step, tokens=tokens, lr=lr, loss=loss, held_out=held_out)
+        self.curve = (*self.curve, point)
+        self._report(point)

@@ -1,0 +1,235 @@
+"""The questions: what do the runs say of a large one, and did the forecast hold where it was checked?
+
+Needs neither torch nor ray. Everything that is drawn or printed is computed here or in scalelaws.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import scalelaws
+from foretune.answers import Answer, Branch, Verification, VerificationRun
+from foretune.errors import InputError
+from foretune.evidence import gather_observations, list_parametrizations
+from foretune.ledger import Ledger
+from foretune.records import hash_content
+from foretune.search.verification import Centre
+from foretune.study import Study
+from scalelaws import Allocation, Drift, Fit, FitError, Forecast, Observations, Target
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SETTINGS_LAW = "lr_batch"
+"""The law of the optimal learning rate and batch size; it carries the loss law of the tuned runs with it."""
+
+
+def answer_study(study: Study, ledger: Ledger) -> Answer:
+    """Everything that the ledger says of a study's question."""
+    name = study.study.name
+    frame = ledger.runs(name)
+    target = choose_target(study, frame)
+    registered = ledger.forecasts(name)
+    branches = tuple(_answer_branch(study, frame, branch, target) for branch in list_branches(study, frame))
+    return Answer(
+        study=name,
+        question=study.study.question,
+        main=study.proxy.parametrization,
+        target=target,
+        branches=branches,
+        verification=_verify(registered[-1].payload, frame) if registered and study.verification else (),
+        registered_at=str(registered[-1].created_at) if registered and study.verification else "",
+        lr_factor=_grid_factor(study),
+        runs=frame,
+    )
+
+
+def predict_target(
+    frame: pd.DataFrame, target: Target, *, parametrization: str = "", pool: Collection[str] = (), seed: int = 0
+) -> Forecast:
+    """The forecast for a target from a run table; InputError when the runs do not carry it, with the reason."""
+    fit = fit_runs(frame, SETTINGS_LAW, parametrization=parametrization, pool=pool, seed=seed)
+    return scalelaws.forecast(fit, target)
+
+
+def fit_runs(
+    frame: pd.DataFrame, law: str, *, parametrization: str = "", pool: Collection[str] = (), seed: int = 0
+) -> Fit:
+    """Fit one law to a run table; the error of a refused fit says what is missing."""
+    observations = gather_observations(frame, parametrization=parametrization, pool=pool)
+    try:
+        return scalelaws.fit(law, observations, seed=seed)
+    except (FitError, ValueError) as error:
+        raise InputError(str(error)) from None
+
+
+def allocate_compute(
+    frame: pd.DataFrame, flops: float, *, parametrization: str = "", pool: Collection[str] = (), seed: int = 0
+) -> Allocation:
+    """The compute-optimal parameters and tokens by the loss law of N and D that the runs carry."""
+    fit = fit_runs(frame, "chinchilla", parametrization=parametrization, pool=pool, seed=seed)
+    try:
+        return scalelaws.allocate(fit, flops)
+    except ValueError as error:
+        raise InputError(f"--flops: {error}") from None
+
+
+def compare_published(target: Target) -> list[dict[str, Any]]:
+    """What each published law says of a target, under its own conventions, with the reach beyond its runs."""
+    rows = []
+    for name, law in scalelaws.PUBLISHED.items():
+        forecast = scalelaws.forecast(law, target)
+        reach = [value for value in forecast.extrapolation.values() if value is not None]
+        rows.append(
+            {
+                "law": name,
+                "peak_lr": forecast.peak_lr.value if forecast.peak_lr else None,
+                "batch_tokens": forecast.batch_tokens.value if forecast.batch_tokens else None,
+                "loss": forecast.loss.value if forecast.loss else None,
+                "schedule": law.schedule,
+                "beyond_its_runs": f"{max(reach):.3g} x" if reach and max(reach) > 1 else "-" if reach else "unknown",
+            }
+        )
+    return rows
+
+
+def list_branches(study: Study, frame: pd.DataFrame) -> list[str]:
+    """The parametrizations that were searched, the main one first; they are never fitted together."""
+    found = list_parametrizations(frame)
+    return sorted(found, key=lambda name: (name != study.proxy.parametrization, found.index(name)))
+
+
+def choose_target(study: Study, frame: pd.DataFrame) -> Target:
+    """The study's `[target]`; without one, the rung that verifies the forecast, else the largest rung that was run."""
+    if study.target:
+        seq_len = study.target.seq_len or study.data.seq_len
+        return Target(float(study.target.params), float(study.target.tokens_resolved), seq_len)
+    rung = frame[frame["scale"] == study.verification.scale] if study.verification else frame
+    if study.verification and rung.empty:
+        return _rung_target(study)
+    largest = rung.sort_values("compute_flops").iloc[-1]
+    return Target(
+        float(largest["params_non_embedding"]),
+        float(largest["tokens"]),
+        int(largest["seq_len"]),
+        float(largest["compute_flops"]),
+    )
+
+
+def register_forecasts(study: Study, ledger: Ledger) -> list[Centre]:
+    """Freeze the forecast for the verification rung before any of its runs starts, and say where to train.
+
+    The first forecast from the same evidence stands for ever, so a restarted driver trains at the same settings.
+    """
+    assert study.verification is not None
+    name = study.study.name
+    frame = ledger.runs(name)
+    frame = frame[frame["role"] != "verification"]
+    target = _rung_target(study)
+    payload = {
+        "scale": study.verification.scale,
+        "target": target.to_dict(),
+        "branches": {branch: _forecast_branch(study, frame, branch, target) for branch in list_branches(study, frame)},
+    }
+    registered = ledger.register_forecast(name, _fingerprint(study, frame), payload)
+    return [
+        Centre(branch, record["centre"]["peak_lr"], record["centre"]["batch_tokens"])
+        for branch, record in registered.payload["branches"].items()
+        if record["centre"]
+    ]
+
+
+def _forecast_branch(study: Study, frame: pd.DataFrame, branch: str, target: Target) -> dict[str, Any]:
+    try:
+        forecast = predict_target(frame, target, parametrization=branch, seed=study.study.seed)
+    except InputError as error:
+        return {"forecast": None, "centre": None, "problem": str(error)}
+    if forecast.peak_lr is None:
+        return {"forecast": forecast.to_dict(), "centre": None, "problem": forecast.message}
+    sequences = study.training.batch_tokens / study.data.seq_len
+    if forecast.batch_tokens is not None:
+        sequences = forecast.batch_tokens.value / study.data.seq_len
+    step = study.training.accumulation_steps
+    batch_tokens = max(step, round(sequences / step) * step) * study.data.seq_len
+    centre = {"peak_lr": float(f"{forecast.peak_lr.value:.4g}"), "batch_tokens": batch_tokens}
+    return {"forecast": forecast.to_dict(), "centre": centre, "problem": ""}
+
+
+def _fingerprint(study: Study, frame: pd.DataFrame) -> str:
+    losses = frame["loss"].astype(object).where(frame["loss"].notna(), None)
+    rows = sorted([str(a), str(b), c] for a, b, c in zip(frame["run_id"], frame["status"], losses, strict=True))
+    assert study.verification is not None
+    return hash_content([rows, study.verification.scale])
+
+
+def _rung_target(study: Study) -> Target:
+    """The verification rung as a target, without preparing a corpus: non-embedding counts need no vocabulary."""
+    from foretune.planning import CorpusFacts, resolve_horizon
+
+    assert study.verification is not None
+    scale = study.scale_named(study.verification.scale)
+    shape = study.shape(scale, vocab_size=0)
+    tokens = resolve_horizon(study, scale, CorpusFacts("", 0, {}, {}))
+    return Target(float(shape.params_non_embedding), float(tokens), study.data.seq_len)
+
+
+def _answer_branch(study: Study, frame: pd.DataFrame, branch: str, target: Target) -> Branch:
+    try:
+        observations = gather_observations(frame, parametrization=branch)
+    except InputError as error:
+        return Branch(branch, problem=str(error))
+    cells = scalelaws.find_cell_optima(observations, seed=study.study.seed)
+    drift = _measure_drift(observations, study.study.seed)
+    try:
+        fit = scalelaws.fit(SETTINGS_LAW, observations, seed=study.study.seed)
+    except FitError as error:
+        return Branch(branch, observations, cells, drift=drift, problem=str(error))
+    return Branch(branch, observations, cells, fit, scalelaws.forecast(fit, target), drift)
+
+
+def _measure_drift(observations: Observations, seed: int) -> Drift | None:
+    """The drift over widths, where widths were searched at one horizon and one batch."""
+    width, rates = observations.width, observations.peak_lr
+    if width is None or rates is None or len(np.unique(width)) < 2:
+        return None
+    settings = [observations.tokens] + ([observations.batch_tokens] if observations.batch_tokens is not None else [])
+    if any(len(np.unique(values)) > 1 for values in settings):
+        return None
+    return scalelaws.measure_drift(width, rates, observations.loss, seed=seed)
+
+
+def _verify(payload: dict[str, Any], frame: pd.DataFrame) -> tuple[Verification, ...]:
+    """Each branch's larger runs beside what had been forecast for them; branches without a finished run are left."""
+    held = frame[(frame["role"] == "verification") & (frame["scale"] == payload["scale"])]
+    checks = []
+    for branch, record in payload["branches"].items():
+        if record["centre"] is None:
+            continue
+        runs = _verification_runs(held[held["parametrization"] == branch])
+        predicted_lr = record["centre"]["peak_lr"]
+        checks.append(Verification(branch, predicted_lr, record["forecast"], runs))
+    return tuple(checks)
+
+
+def _verification_runs(rows: pd.DataFrame) -> tuple[VerificationRun, ...]:
+    return tuple(
+        VerificationRun(
+            peak_lr=float(row["peak_lr"]),
+            loss=None if row["loss"] != row["loss"] else float(row["loss"]),
+            width=int(row["width"]),
+            seed=int(row["seed"]),
+            status=str(row["status"]),
+            parametrization=str(row["parametrization"]),
+        )
+        for _, row in rows.sort_values(["peak_lr", "seed"]).iterrows()
+    )
+
+
+def _grid_factor(study: Study) -> float:
+    """The ratio between neighbouring learning rates of the grid, the unit in which a drift is told."""
+    values: Sequence[float] = study.search.axis("peak_lr")
+    return float(min((b / a for a, b in itertools.pairwise(values)), default=2.0))

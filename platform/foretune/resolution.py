@@ -1,0 +1,48 @@
+"""The facts of a study's corpus and its plan against a ledger: what `check`, `plan` and `run` share."""
+
+from __future__ import annotations
+
+from foretune.corpora import prepare_corpus
+from foretune.errors import InputError
+from foretune.ledger import Ledger
+from foretune.planning import CorpusFacts, Plan, plan_runs
+from foretune.search import ask_search
+from foretune.study import Study
+
+BYTES_VOCAB = 257
+"""256 bytes and the end of a document."""
+
+
+def resolve_corpus(study: Study) -> CorpusFacts:
+    """Prepare (once) and describe the corpus; a replay reads no text, so it needs none."""
+    if study.runner.kind == "replay":
+        return CorpusFacts("replay", _nominal_vocab_size(study.data.tokenizer), {"replay": 1.0}, {})
+    corpus = prepare_corpus(study.data)
+    return CorpusFacts(
+        digest=corpus.digest,
+        vocab_size=corpus.vocab_size,
+        mixture=corpus.resolve_mixture(study.data.mixture),
+        train_tokens={name: facts.train_tokens for name, facts in corpus.domains.items()},
+    )
+
+
+def plan_study(study: Study, corpus: CorpusFacts, ledger: Ledger | None) -> Plan:
+    """The search's runs, sorted by what the ledger holds; refuses a search that has nothing useful in it."""
+    specs, skipped = ask_search(study, corpus)
+    if not specs:
+        reasons = "; ".join(sorted({item.reason for item in skipped}))
+        raise InputError(f"nothing to run: every run of the space is skipped ({reasons})")
+    statuses = ledger.statuses([spec.run_id for spec in specs]) if ledger else {}
+    return plan_runs(study, specs, skipped, statuses)
+
+
+def _nominal_vocab_size(tokenizer: str) -> int:
+    """The vocabulary that the tokenizer's name promises, for counting parameters where no text is read."""
+    kind, _, size = tokenizer.partition(":")
+    if kind == "bytes":
+        return BYTES_VOCAB
+    if kind in ("bpe", "ids") and size.isdigit():
+        return int(size)
+    raise InputError(
+        f"data.tokenizer: a replay reads no tokenizer file; give 'bytes', 'bpe:VOCAB' or 'ids:VOCAB', got {tokenizer!r}"
+    )

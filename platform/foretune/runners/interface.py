@@ -1,0 +1,40 @@
+"""What every runner promises, and what every trainer is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from foretune.records import CurvePoint, RunOutcome, RunSpec
+
+Trainer = Callable[[RunSpec, Path, Callable[[CurvePoint], None]], RunOutcome]
+"""Executes one run: `train(spec, folder, report)`.
+
+The folder is this run's own and stays between attempts: checkpoints belong there. Points of the curve are reported as
+they come. It returns an outcome (also of a run that diverged), or raises and is tried again.
+"""
+
+Observer = Callable[[RunSpec, CurvePoint], None]
+"""Hears of every held-out evaluation of a run under way, in the thread that iterates over the outcomes."""
+
+
+class Runner(Protocol):
+    """How runs are executed; a runner knows nothing of searches or of the ledger."""
+
+    def run(self, specs: Sequence[RunSpec], observe: Observer) -> Generator[tuple[RunSpec, RunOutcome]]:
+        """Execute runs and yield each outcome as it arrives, in any order, exactly one per spec.
+
+        A run that raises is tried again `retries` times and then ends as failed, with the reason; the others go on.
+        Closing the iterator stops the workers. Raises InputError before any compute when a run can never start, and
+        RunnerInterruption when the executor itself broke down: what was not yielded is then still to do.
+        """
+        ...
+
+    def describe(self) -> str:
+        """One line for people: what executes the runs, where, and how many at once."""
+        ...
+
+    def close(self) -> None:
+        """End what the runner itself started (a local Ray); harmless when repeated or when there is nothing."""
+        ...

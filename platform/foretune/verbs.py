@@ -1,0 +1,266 @@
+"""What each verb of the command line does. Torch and ray are imported only by those that train."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import scalelaws
+from foretune.errors import InputError
+from foretune.ledger import Ledger, open_ledger
+from foretune.ledger.opening import DEFAULT_FILE
+from foretune.quantities import TokensPerParam
+from foretune.rendering import render_record, render_rows
+from foretune.study import Study, load_study, read_study
+from scalelaws import Target
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def do_check(args: Namespace) -> None:
+    """Print every derived number of a study."""
+    from foretune.checking import describe_study
+
+    study = load_study(args.study)
+    sections = describe_study(study)
+    if args.format == "json":
+        print(json.dumps(sections, indent=2))
+        return
+    for title, rows in sections.items():
+        print(f"# {title}" if args.format == "csv" else f"\n{title}")
+        print(render_rows(rows, args.format))
+
+
+def do_schema(args: Namespace) -> None:
+    """Print the JSON Schema of a study file."""
+    print(json.dumps(Study.model_json_schema(), indent=2))
+
+
+def do_plan(args: Namespace) -> None:
+    """Print the runs still to do and their cost; refuse a plan over the budget."""
+    from foretune.checking import describe_plan
+
+    study = load_study(args.study)
+    with _ledger_if_any(args.ledger) as ledger:
+        record, rows, refusal = describe_plan(study, ledger, probe=not args.no_probe)
+    if args.format == "json":
+        print(json.dumps({**record, "runs": rows}, indent=2))
+    elif args.format == "csv":
+        print(render_rows(rows, "csv"))
+    else:
+        print(render_rows(rows, "table") + "\n")
+        print(render_record(record, "table"))
+    if refusal:
+        raise refusal
+
+
+def do_run(args: Namespace) -> int:
+    """Launch or resume a study, then print the answer and the report's path."""
+    from foretune.launching import launch_study
+
+    study = load_study(args.study)
+    with _terminate_like_interrupt(), open_ledger(args.ledger or None, create=True) as ledger:
+        failed = launch_study(
+            study, ledger, address=args.address, results=Path(args.results), quiet=args.quiet, steal=args.steal
+        )
+        return _print_answer(study, ledger, Path(args.results), args.format) or int(failed > 0)
+
+
+def do_report(args: Namespace) -> int:
+    """Write the report of what the ledger holds."""
+    with open_ledger(args.ledger or None) as ledger:
+        return _print_answer(_find_study(args.study, ledger), ledger, Path(args.results), "table")
+
+
+def do_status(args: Namespace) -> None:
+    """Print runs by state, failures with reasons, and time left."""
+    from foretune.checking import describe_status
+
+    with open_ledger(args.ledger or None) as ledger:
+        names = [_study_name(args.study)] if args.study else ledger.studies()
+        print(render_rows([describe_status(ledger, name) for name in names], args.format))
+        for name in names if args.format == "table" else []:
+            for failure in ledger.failures(name):
+                print(f"failed: {failure}")
+
+
+def do_import(args: Namespace) -> None:
+    """Bring a file of runs into the ledger, and say how each column was understood."""
+    from foretune.ledger.importing import import_runs
+
+    imported = import_runs(Path(args.file), study=args.study, column_map=_read_map(args.map), format=args.file_format)
+    with open_ledger(args.ledger or None, create=True) as ledger:
+        results = ledger.record_all(imported.records)
+    for alias, column in imported.resolved.items():
+        print(f"{alias} -> {column}", file=sys.stderr)
+    for note in imported.notes:
+        print(note, file=sys.stderr)
+    counts = {kind: results.count(kind) for kind in sorted(set(results), key=str)}
+    print(", ".join(f"{count} runs {kind}" for kind, count in counts.items()))
+
+
+def do_export(args: Namespace) -> None:
+    """Write a study's run table to a file."""
+    from foretune.ledger.exporting import export_runs
+
+    with open_ledger(args.ledger or None) as ledger:
+        frame = ledger.runs(_study_name(args.study))
+    export_runs(frame, Path(args.to), force=args.force)
+    print(f"{len(frame)} runs written to {args.to}")
+
+
+def do_fit(args: Namespace) -> None:
+    """Print a fitted law with its intervals."""
+    from foretune.query import fit_runs
+
+    frame, branch, study = _gather(args)
+    fit = fit_runs(frame, args.law, parametrization=branch, pool=args.pool, seed=study.study.seed if study else 0)
+    print(fit.summary() if args.format == "table" else render_record(fit.to_dict(), args.format))
+
+
+def do_predict(args: Namespace) -> None:
+    """Print the forecast for a large run, from runs or from a published law."""
+    from foretune.query import compare_published, predict_target
+
+    if args.published:
+        target = _read_target(args, None)
+        print(render_record(scalelaws.forecast(_get_published(args.published), target).to_dict(), args.format))
+        return
+    frame, branch, study = _gather(args)
+    target = _read_target(args, study)
+    seed = study.study.seed if study else 0
+    forecast = predict_target(frame, target, parametrization=branch, pool=args.pool, seed=seed)
+    print(render_record(forecast.to_dict(), args.format))
+    if args.format == "table":
+        print("\npublished laws at the same target, each under its own conventions")
+        print(render_rows(compare_published(target), "table"))
+
+
+def do_allocate(args: Namespace) -> None:
+    """Print the compute-optimal parameters and tokens."""
+    from foretune.query import allocate_compute
+
+    if args.published:
+        allocation = scalelaws.allocate(_get_published(args.published), args.flops)
+    else:
+        frame, branch, study = _gather(args)
+        seed = study.study.seed if study else 0
+        allocation = allocate_compute(frame, args.flops, parametrization=branch, pool=args.pool, seed=seed)
+    print(render_record(allocation.to_dict(), args.format))
+
+
+def do_laws(args: Namespace) -> None:
+    """Print every law."""
+    print(render_rows([law.to_dict() for law in scalelaws.list_laws()], args.format))
+
+
+def _print_answer(study: Study, ledger: Ledger, results: Path, kind: str) -> int:
+    """Print the answer and write the report; 1 when there is no forecast to print."""
+    from foretune.query import answer_study
+    from foretune.reporting import summarize_answer, write_results
+
+    answer = answer_study(study, ledger)
+    page = write_results(answer, study, results / study.study.name)
+    print(summarize_answer(answer) if kind == "table" else render_record(answer.to_dict(), kind))  # type: ignore[arg-type]
+    print(f"report: {page}", file=sys.stderr if kind != "table" else sys.stdout)
+    return int(answer.branch.forecast is None)
+
+
+def _get_published(name: str) -> Any:
+    try:
+        return scalelaws.get_published(name)
+    except ValueError as error:
+        raise InputError(f"--published: {error}") from None
+
+
+def _gather(args: Namespace) -> tuple[pd.DataFrame, str, Study | None]:
+    """The run table that a query speaks of, the branch of it, and the study where there is one."""
+    if bool(args.study) == bool(args.runs):
+        raise InputError("name a study or give --runs FILE, and only one of them")
+    if args.runs:
+        from foretune.ledger.importing import read_runs
+
+        frame = read_runs(Path(args.runs), _read_map(args.map))
+        for note in frame.attrs["notes"]:
+            print(note, file=sys.stderr)
+        return frame, args.parametrization, None
+    with open_ledger(args.ledger or None) as ledger:
+        frame = ledger.runs(_study_name(args.study))
+        study = _find_study_or_none(args.study, ledger)
+    default = study.proxy.parametrization if study and frame["parametrization"].notna().any() else ""
+    return frame, args.parametrization or default, study
+
+
+def _read_target(args: Namespace, study: Study | None) -> Target:
+    target = study.target if study else None
+    params = args.params if args.params is not None else (target.params if target else None)
+    tokens = args.tokens if args.tokens is not None else (target.tokens if target else None)
+    if params is None or tokens is None:
+        raise InputError("give --params and --tokens, or a [target] in the study")
+    if isinstance(tokens, TokensPerParam):
+        tokens = round(tokens.ratio * params)
+    default_seq_len = (target.seq_len or study.data.seq_len) if target and study else 0
+    seq_len = args.seq_len or default_seq_len or (study.data.seq_len if study else None)
+    if params <= 0 or tokens <= 0:
+        raise InputError(f"--params and --tokens must be positive, got {params} and {tokens}")
+    return Target(float(params), float(tokens), seq_len)
+
+
+def _find_study(text: str, ledger: Ledger) -> Study:
+    study = _find_study_or_none(text, ledger)
+    if study is None:
+        raise InputError(f"study {text!r} has no study file here and none in the ledger; give the path of its file")
+    return study
+
+
+def _find_study_or_none(text: str, ledger: Ledger) -> Study | None:
+    """The study of a path, else the one that was last launched under that name."""
+    if Path(text).exists():
+        return load_study(text)
+    snapshot = ledger.study_snapshot(text)
+    return read_study(snapshot) if snapshot else None
+
+
+def _study_name(text: str) -> str:
+    return load_study(text).study.name if Path(text).exists() else text
+
+
+def _read_map(pairs: list[str]) -> dict[str, str]:
+    """`--map COLUMN=NAME` pairs."""
+    bad = [pair for pair in pairs if "=" not in pair]
+    if bad:
+        raise InputError(f"--map: must read COLUMN=NAME, got {bad[0]!r}; for example --map final_loss=loss")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+@contextmanager
+def _ledger_if_any(url: str) -> Iterator[Ledger | None]:
+    """A plan may be asked for before there is a ledger."""
+    place = url or os.environ.get("FORETUNE_LEDGER") or DEFAULT_FILE
+    if "://" not in place and not Path(place).exists():
+        yield None
+        return
+    with open_ledger(place) as ledger:
+        yield ledger
+
+
+@contextmanager
+def _terminate_like_interrupt() -> Iterator[None]:
+    """Take SIGTERM (Kubernetes, batch systems) as Ctrl-C: stop the workers, keep the ledger, say how to go on."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,229 @@
+"""The main loop on replayed runs: whatever interrupts it, the ledger ends as if nothing had."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from foretune.errors import InputError, RunnerInterruption
+from foretune.execution import execute_study
+from foretune.ledger import Ledger, open_ledger
+from foretune.planning import Plan
+from foretune.progress import ProgressBar
+from foretune.query import answer_study
+from foretune.records import CurvePoint, RunOutcome, RunSpec, RunStatus
+from foretune.resolution import resolve_corpus
+from foretune.runners import Observer, Runner, make_runner
+from foretune.sections import RunnerSection, SurfaceSection
+from foretune.study import Study, load_study
+
+ROOT = Path(__file__).parents[2]
+SURFACE = SurfaceSection(
+    lr_coefficient=1.0, lr_params_exponent={"mup": -0.4, "standard": -0.55}, lr_tokens_exponent=0.0, lr_curvature=0.02
+)
+
+
+@pytest.fixture
+def study() -> Study:
+    """The demo study, replayed."""
+    study = load_study(ROOT / "studies/lr_width_transfer")
+    return study.model_copy(update={"runner": RunnerSection(kind="replay", surface=SURFACE)})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with open_ledger(tmp_path / "ledger.db", create=True) as opened:
+        yield opened
+
+
+class Watcher(ProgressBar):
+    """Counts what was executed, and can pull the plug."""
+
+    def __init__(self, stop_after: int = -1) -> None:
+        super().__init__(quiet=True)
+        self.executed: list[str] = []
+        self.plans: list[Plan] = []
+        self.notes: list[str] = []
+        self._stop_after = stop_after
+
+    def start_stage(self, plan: Plan) -> None:
+        self.plans.append(plan)
+        super().start_stage(plan)
+
+    def finish_run(self, spec: RunSpec, outcome: RunOutcome) -> None:
+        self.executed.append(spec.run_id)
+        super().finish_run(spec, outcome)
+        if len(self.executed) == self._stop_after:
+            raise KeyboardInterrupt
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+class Breaking:
+    """A runner whose executor breaks down after so many outcomes, again and again."""
+
+    def __init__(self, inner: Runner, outcomes: int) -> None:
+        self._inner, self._outcomes = inner, outcomes
+
+    def run(self, specs: Sequence[RunSpec], observe: Observer) -> Iterator[tuple[RunSpec, RunOutcome]]:
+        for count, pair in enumerate(self._inner.run(specs, observe)):
+            if count == self._outcomes:
+                raise RunnerInterruption("the executor broke down")
+            yield pair
+
+    def describe(self) -> str:
+        return "breaking"
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class Failing(Breaking):
+    """A runner under which every run at one learning rate fails."""
+
+    def run(self, specs: Sequence[RunSpec], observe: Observer) -> Iterator[tuple[RunSpec, RunOutcome]]:
+        for spec, outcome in self._inner.run(specs, observe):
+            bad = spec.training.peak_lr == 2**-6 and spec.role == "search"
+            yield spec, RunOutcome(status=RunStatus.FAILED, reason="out of memory") if bad else outcome
+
+
+def launch(study: Study, ledger: Ledger, watcher: Watcher, runner: Runner | None = None) -> None:
+    chosen = runner or make_runner(study.runner, workspace=Path("unused"))
+    execute_study(study, ledger, chosen, resolve_corpus(study), watcher)
+
+
+def results(ledger: Ledger, study: Study) -> pd.DataFrame:
+    """What a ledger says, less what the clock decides."""
+    frame = ledger.runs(study.study.name).set_index("run_id").sort_index()
+    return frame[["status", "loss", "role", "scale", "peak_lr", "attempts"]]
+
+
+def test_interrupted_anywhere_it_ends_as_if_never_interrupted(study: Study, ledger: Ledger, tmp_path: Path) -> None:
+    with open_ledger(tmp_path / "calm.db", create=True) as calm:
+        launch(study, calm, Watcher())
+        expected = results(calm, study)
+    executed: list[str] = []
+    for stop_after in (1, 7, 20, 5, 10):
+        watcher = Watcher(stop_after)
+        with pytest.raises(KeyboardInterrupt):
+            launch(study, ledger, watcher)
+        executed += watcher.executed
+    last = Watcher()
+    launch(study, ledger, last)
+    executed += last.executed
+    assert len(executed) == len(set(executed)) == len(expected)
+    pd.testing.assert_frame_equal(results(ledger, study), expected)
+
+
+def test_a_broken_executor_is_started_again_from_the_ledger(study: Study, ledger: Ledger) -> None:
+    watcher = Watcher()
+    launch(study, ledger, watcher, Breaking(make_runner(study.runner, workspace=Path("unused")), 5))
+    assert len(watcher.executed) == len(set(watcher.executed)) == 48
+    assert sum("planning again" in note for note in watcher.notes) >= 9
+
+
+def test_an_executor_that_never_works_is_given_up(study: Study, ledger: Ledger) -> None:
+    with pytest.raises(RunnerInterruption, match="broke down"):
+        launch(study, ledger, Watcher(), Breaking(make_runner(study.runner, workspace=Path("unused")), 0))
+
+
+def test_failed_runs_are_counted_and_tried_again_by_the_next_launch(study: Study, ledger: Ledger) -> None:
+    failing = Failing(make_runner(study.runner, workspace=Path("unused")), 0)
+    watcher = Watcher()
+    launch(study, ledger, watcher, failing)
+    frame = ledger.runs(study.study.name)
+    assert (frame["status"] == "failed").sum() == 6
+    assert {str(failure).partition(": ")[2] for failure in ledger.failures(study.study.name)} == {"out of memory"}
+    again = Watcher()
+    launch(study, ledger, again)
+    assert len(again.plans[0].todo) == 6
+    assert ledger.failures(study.study.name) == []
+
+
+def test_the_forecast_is_written_down_before_its_runs_and_stands(study: Study, ledger: Ledger) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        launch(study, ledger, Watcher(stop_after=43))
+    (first,) = ledger.forecasts(study.study.name)
+    launch(study, ledger, Watcher())
+    (second,) = ledger.forecasts(study.study.name)
+    assert first == second
+    frame = ledger.runs(study.study.name)
+    checked = frame[frame["role"] == "verification"]
+    assert len(checked) == 6
+    assert first.created_at <= checked["created_at"].min()
+    centre = first.payload["branches"]["mup"]["centre"]["peak_lr"]
+    rates = checked.loc[checked["parametrization"] == "mup", "peak_lr"]
+    assert sorted(rates) == pytest.approx([centre / 2, centre, centre * 2])
+
+
+def test_the_answer_finds_the_planted_truth(study: Study, ledger: Ledger) -> None:
+    launch(study, ledger, Watcher())
+    answer = answer_study(study, ledger)
+    assert [branch.parametrization for branch in answer.branches] == ["mup", "standard"]
+    params = answer.target.params_non_embedding
+    for branch, exponent in zip(answer.branches, (-0.4, -0.55), strict=True):
+        assert branch.forecast is not None
+        assert branch.forecast.peak_lr is not None
+        interval = branch.forecast.peak_lr
+        assert interval.low is not None
+        assert interval.high is not None
+        assert interval.low < params**exponent < interval.high
+        check = answer.verification_of(branch.parametrization)
+        assert check is not None
+        assert check.regret is not None
+        assert 0 <= check.regret < 0.01
+        assert check.loss_inside
+
+
+def test_two_drivers_of_one_study_are_one_too_many(study: Study, ledger: Ledger) -> None:
+    with ledger.hold_study(study.study.name), pytest.raises(InputError, match="is held by"):
+        launch(study, ledger, Watcher())
+
+
+def test_watchers_see_progress(study: Study, ledger: Ledger) -> None:
+    class Seeing(Watcher):
+        points: list[CurvePoint] = []  # noqa: RUF012
+
+        def observe(self, spec: RunSpec, point: CurvePoint) -> None:
+            self.points.append(point)
+            super().observe(spec, point)
+
+    watcher = Seeing()
+    launch(study, ledger, watcher)
+    assert len(watcher.points) >= 48
+    assert watcher.report()["ended"] == watcher.report()["runs"] == 6
+
+
+def test_a_killed_driver_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    from benchmarks.driver_kill import torment, write_study
+
+    lost, repeated, launches, rows = torment(write_study(tmp_path, real=False), tmp_path, 2, (1.5, 3.0), seed=1)
+    assert (lost, repeated, launches, rows) == (0, 0, 3, 48)
+
+
+def test_terminated_driver_says_how_to_go_on(tmp_path: Path) -> None:
+    from benchmarks.driver_kill import write_study
+
+    study = write_study(tmp_path, real=False)
+    command = [sys.executable, "-m", "foretune.cli", "run", str(study), "--ledger", str(tmp_path / "l.db"), "--quiet"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    while not (tmp_path / "l.db").exists() or len(_rows(tmp_path / "l.db")) < 3:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+
+
+def _rows(path: Path) -> pd.DataFrame:
+    with open_ledger(path) as ledger:
+        return ledger.runs() if ledger.studies() else pd.DataFrame()
