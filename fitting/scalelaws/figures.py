@@ -288,7 +288,9 @@ def _reach_of(law: str, target: Target | None) -> float | None:
 
 def _finish_law(ax: Axes, x_name: str, y_name: str = "held-out loss (nats per token)") -> Axes:
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0,)))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if _span_decades(ax) < 2 else (1.0,)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     if y_name.startswith("held-out"):
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(MaxNLocator(6))
@@ -298,6 +300,11 @@ def _finish_law(ax: Axes, x_name: str, y_name: str = "held-out loss (nats per to
     ax.set_ylabel(y_name)
     ax.legend(frameon=False, fontsize="small")
     return _finish(ax)
+
+
+def _span_decades(ax: Axes) -> float:
+    low, high = ax.get_xlim()
+    return float(np.log10(high / max(low, 1.0)))
 
 
 def _finish(ax: Axes) -> Axes:

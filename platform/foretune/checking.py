@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from foretune.errors import InputError
 from foretune.ledger import Ledger
-from foretune.parametrization import describe_groups
+from foretune.parametrization import choose_multipliers, describe_groups
 from foretune.planning import Plan, check_budget
 from foretune.probe import Estimate, estimate_hours
-from foretune.records import RunSpec
+from foretune.records import ModelSpec, RunSpec
 from foretune.resolution import plan_study, resolve_corpus
 from foretune.search import ask_search
 from foretune.search.verification import expect_verification
@@ -29,6 +30,7 @@ def describe_study(study: Study) -> dict[str, Rows]:
         "scales": [_describe_scale(spec) for spec in first.values()],
         "parameters by group": [_describe_params(spec) for spec in first.values()],
         "parametrization": _describe_parametrization(specs),
+        "forward multipliers": _describe_multipliers(specs),
         "search space": [
             {"dimension": key, "values": ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in axis.grid())}
             for key, axis in study.search.space.items()
@@ -37,6 +39,7 @@ def describe_study(study: Study) -> dict[str, Rows]:
             {"domain": name, "share": share, "train_tokens": corpus.train_tokens.get(name)}
             for name, share in corpus.mixture.items()
         ],
+        **({"notes": [{"note": note} for note in corpus.notes]} if corpus.notes else {}),
     }
 
 
@@ -106,12 +109,24 @@ def _describe_params(spec: RunSpec) -> dict[str, Any]:
 
 def _describe_parametrization(specs: Sequence[RunSpec]) -> Rows:
     """The rules of every parametrization at every width: what is multiplied by how much."""
-    seen = {(spec.model.parametrization, spec.model.width): spec for spec in reversed(specs)}
     return [
-        {"parametrization": name, "width": width, **row}
-        for (name, width), spec in sorted(seen.items(), key=lambda item: item[0])
-        for row in describe_groups(spec.model)
+        {"parametrization": model.parametrization, "width": model.width, **row}
+        for model in _list_models(specs)
+        for row in describe_groups(model)
     ]
+
+
+def _describe_multipliers(specs: Sequence[RunSpec]) -> Rows:
+    """The constants of the forward pass under every parametrization at every width."""
+    return [
+        {"parametrization": model.parametrization, "width": model.width, **asdict(choose_multipliers(model))}
+        for model in _list_models(specs)
+    ]
+
+
+def _list_models(specs: Sequence[RunSpec]) -> list[ModelSpec]:
+    seen = {(spec.model.parametrization, spec.model.width): spec.model for spec in reversed(specs)}
+    return [seen[key] for key in sorted(seen)]
 
 
 def _outstanding_verification(study: Study, expected: list[RunSpec], ledger: Ledger | None) -> list[RunSpec]:

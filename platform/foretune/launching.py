@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from foretune.checking import describe_plan
@@ -35,9 +36,20 @@ def launch_study(
     runner = make_runner(study.runner, address=address, workspace=workspace)
     watcher = ProgressBar(quiet=quiet)
     watcher.note(f"runner: {runner.describe()}")
+    for note in (*ledger.notes, *corpus.notes):
+        watcher.note(note)
     try:
         execute_study(study, ledger, runner, corpus, watcher, steal=steal)
     finally:
         watcher.close()
         runner.close()
+    _sweep_checkpoints(workspace, ledger)
     return len(ledger.failures(study.study.name))
+
+
+def _sweep_checkpoints(workspace: Path, ledger: Ledger) -> None:
+    """Remove the checkpoints of runs whose result is final: nothing goes on from them."""
+    folders = {folder.name: folder / "checkpoints" for folder in (workspace / "runs").glob("*")}
+    for run_id, status in ledger.statuses(folders).items():
+        if status.final:
+            shutil.rmtree(folders[run_id], ignore_errors=True)

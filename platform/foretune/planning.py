@@ -33,6 +33,8 @@ class CorpusFacts:
     """Share of training sequences per domain."""
     train_tokens: Mapping[str, int]
     """Distinct training tokens per domain; empty when nothing is trained (replay)."""
+    notes: tuple[str, ...] = ()
+    """What a person ought to know of the corpus, a missing domain for instance."""
 
 
 @dataclass(frozen=True)

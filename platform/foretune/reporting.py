@@ -22,6 +22,8 @@ from scalelaws import Estimate, Exclusion, Forecast
 
 NAMES = {"mup": "muP", "standard": "standard"}
 """Parametrizations as people write them."""
+PUBLISHED_FLOPS = 1e17
+"""Smallest target, training FLOPs, beside which published laws are shown: their smallest runs took 3e17."""
 
 
 @dataclass(frozen=True)
@@ -173,15 +175,16 @@ def _list_sections(answer: Answer, pictures: dict[str, Picture]) -> list[Section
             shown("verification"),
             [Table.of(_list_verification(answer), chosen="predicted")],
         ),
-        Section(
-            "Published laws at the same target",
-            ["Each under its own conventions; they were fitted to other data, schedules and ways of counting."],
-            tables=[Table.of(compare_published(answer.target))],
-        ),
+        *([_compare_with_published(answer)] if answer.target.compute >= PUBLISHED_FLOPS else []),
         Section("What was left out, and why", tables=[Table.of(_list_exclusions(answer))]),
         Section("Costs", tables=[Table.of(_list_costs(answer))]),
         Section("Versions", tables=[Table.of(_list_versions(answer))]),
     ]
+
+
+def _compare_with_published(answer: Answer) -> Section:
+    told = "Each under its own conventions; they were fitted to other data, schedules and ways of counting."
+    return Section("Published laws at the same target", [told], tables=[Table.of(compare_published(answer.target))])
 
 
 def _introduce_verification(answer: Answer) -> list[str]:

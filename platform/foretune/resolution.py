@@ -23,6 +23,7 @@ def resolve_corpus(study: Study) -> CorpusFacts:
         vocab_size=corpus.vocab_size,
         mixture=corpus.resolve_mixture(study.data.mixture),
         train_tokens={name: facts.train_tokens for name, facts in corpus.domains.items()},
+        notes=tuple(corpus.notes),
     )
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foretune.proxies.coordinates import measure_coordinates
 from foretune.records import RunSpec
+from proxy_coordinates import measure_coordinates
 
 WIDTHS = (32, 64, 128, 256)
 

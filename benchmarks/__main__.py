@@ -1,0 +1,24 @@
+"""`make bench`: every benchmark in turn; `python -m benchmarks NAME ...` runs some of them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = ("proxy_throughput", "driver_kill", "transfer_regret")
+"""In order of length."""
+
+
+def main() -> int:
+    """Run the benchmarks named on the command line, or all."""
+    for name in sys.argv[1:] or NAMES:
+        if name not in NAMES:
+            print(f"no benchmark {name!r}; there are {', '.join(NAMES)}", file=sys.stderr)
+            return 2
+        print(f"\n== {name}", flush=True)
+        importlib.import_module(f"benchmarks.{name}").main()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
