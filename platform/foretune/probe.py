@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,11 +44,23 @@ def estimate_hours(specs: Sequence[RunSpec], runner: RunnerSection) -> Estimate:
 
 
 def count_slots(runner: RunnerSection) -> int:
-    """Runs that fit on this machine's CPU cores at once."""
-    return max(1, min(runner.concurrency, int(len(os.sched_getaffinity(0)) / runner.cpus_per_run)))
+    """Runs that this machine executes at once; without the GPUs that they ask for, those that its CPU cores hold."""
+    from foretune.runners.memory import count_cpus
+    from foretune.runners.nodes import count_slots as count_node_slots
+
+    node = {"CPU": float(count_cpus()), "GPU": float(_count_gpus())} if runner.gpus_per_run else {"CPU": count_cpus()}
+    if not node.get("GPU"):
+        runner = runner.model_copy(update={"gpus_per_run": 0.0})
+    return max(1, count_node_slots(runner, [node]))
 
 
-def _measure(shapes: dict[tuple[int, ...], RunSpec]) -> dict[tuple[int, ...], float]:
+def _count_gpus() -> int:
+    from foretune.proxies.devices import count_gpus
+
+    return count_gpus()
+
+
+def _measure(shapes: dict[tuple[object, ...], RunSpec]) -> dict[tuple[object, ...], float]:
     from foretune.proxies.train import measure_throughput  # torch is imported only where something is trained
 
     return {key: measure_throughput(spec) for key, spec in shapes.items()}
@@ -59,7 +70,6 @@ def _step_flops(spec: RunSpec) -> float:
     return float(spec.model.shape.flops_per_token(spec.data.seq_len)) * spec.training.batch_tokens
 
 
-def _shape_key(spec: RunSpec) -> tuple[int, ...]:
-    model, training = spec.model, spec.training
-    sizes = (model.width, model.depth, model.head_size, model.ffn_width, model.vocab_size)
-    return (*sizes, spec.data.seq_len, training.batch_tokens, training.accumulation_steps)
+def _shape_key(spec: RunSpec) -> tuple[object, ...]:
+    training = spec.training
+    return (spec.model.shape, spec.data.seq_len, training.batch_tokens, training.accumulation_steps, training.precision)

@@ -7,15 +7,19 @@ Labels (study, scale, role) and places (paths) are carried along but not hashed.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from foretune.accounting import ModelShape
+from foretune.errors import InputError
 from foretune.sections import DataSection, Parametrization, RunnerSection
 
 PROXY_TRAINER = "foretune.proxies@1"
@@ -311,6 +315,25 @@ def hash_content(content: Any) -> str:
 def trainer_of(trainable: str, runner: RunnerSection) -> str:
     """The trainer's name in a run's content: a replayed run is never taken for a trained one."""
     if runner.kind == "replay":
-        source = {"surface": runner.surface.model_dump(mode="json")} if runner.surface else {"table": runner.table}
+        source = runner.surface.model_dump(mode="json") if runner.surface else hash_file(Path(runner.table))
         return f"replay:{hash_content(source)[:12]}"
-    return trainable or PROXY_TRAINER
+    return f"{trainable}#{hash_module(trainable.partition(':')[0])[:12]}" if trainable else PROXY_TRAINER
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content; InputError when there is none."""
+    if not path.is_file():
+        raise InputError(f"runner.table: {path} is no file; give the path of a run table (CSV or Parquet)")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@cache
+def hash_module(name: str) -> str:
+    """SHA-256 of a module's source, so that an edited trainer means new runs; the module itself is not run."""
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"trainable: cannot find module {name!r} ({error}); put its folder on PYTHONPATH") from None
+    if found is None or not found.origin or not Path(found.origin).is_file():
+        raise InputError(f"trainable: cannot find module {name!r}; install it, or put its folder on PYTHONPATH")
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()

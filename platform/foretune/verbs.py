@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import scalelaws
 from foretune.errors import InputError
-from foretune.ledger import Ledger, open_ledger
+from foretune.ledger import Ledger, Recorded, open_ledger
 from foretune.ledger.opening import DEFAULT_FILE
 from foretune.quantities import TokensPerParam
 from foretune.rendering import render_record, render_rows
@@ -105,6 +105,12 @@ def do_import(args: Namespace) -> None:
         print(note, file=sys.stderr)
     counts = {kind: results.count(kind) for kind in sorted(set(results), key=str)}
     print(", ".join(f"{count} runs {kind}" for kind, count in counts.items()))
+    if Recorded.CONFLICT in counts:
+        print(
+            "conflict: these rows were read before with other results or another mapping, and what was first stands; "
+            "to read them anew, import into a fresh ledger",
+            file=sys.stderr,
+        )
 
 
 def do_export(args: Namespace) -> None:

@@ -246,3 +246,18 @@ def test_what_was_written_is_there_after_closing(ledger_url: str) -> None:
         assert len(ledger.runs()) == 1
         assert ledger.notes == ()
         assert ledger.quick_check() == []
+
+
+def test_planned_runs_that_are_not_asked_for_any_more_leave_the_study(ledger: Ledger) -> None:
+    record = make_record()
+    ledger.enroll("s", [(record.run_id, "a", "search"), ("e" * 16, "a", "search"), ("f" * 16, "a", "verification")])
+    ledger.record(record.model_copy(update={"study": "s"}))
+    ledger.enroll("s", [("d" * 16, "a", "search")])
+    assert ledger.count_enrolled("s") == 3  # the one that ran, the one asked for, the other stage's
+
+
+def test_the_same_row_under_another_mapping_is_a_conflict(ledger: Ledger) -> None:
+    record = make_record()
+    assert ledger.record(record) is Recorded.INSERTED
+    other = record.model_copy(update={"batch_tokens": 2 * (record.batch_tokens or 1)})
+    assert ledger.record(other) is Recorded.CONFLICT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,7 +55,7 @@ def test_ids_hash_content_and_not_labels() -> None:
         {"training": {"batch_tokens": 2048, "weight_decay": 0.2}},
         {"proxy": {"base_width": 16, "head_size": 16}},
         {"data": {"seq_len": 64}},
-        {"trainable": "lab.trainer:train"},
+        {"trainable": "toy_trainers:train_toy"},
         {"runner": {"kind": "replay", "surface": {}}},
     ],
 )
@@ -157,3 +158,29 @@ def test_a_grid_larger_than_anyone_means_is_refused() -> None:
     space = {"peak_lr": {"low": 1e-5, "high": 1e-2, "factor": 1.01}}
     with pytest.raises(InputError, match="more than 10000"):
         ask(make_study(scales=many, verification={"scale": "s0"}, search={"space": space}))
+
+
+def test_an_edited_trainer_means_new_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from foretune.records import hash_module
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = tmp_path / "edited_trainer.py"
+    ids = []
+    for text in ("def train(): ...", "def train(): return 1"):
+        source.write_text(text, encoding="utf-8")
+        hash_module.cache_clear()
+        ids.append({spec.run_id for spec in ask(make_study(trainable="edited_trainer:train"))})
+    assert ids[0].isdisjoint(ids[1])
+    with pytest.raises(InputError, match="cannot find module 'no_such_lab"):
+        ask(make_study(trainable="no_such_lab.trainer:train"))
+
+
+def test_a_mended_replay_table_means_new_runs(tmp_path: Path) -> None:
+    table = tmp_path / "runs.csv"
+    ids = []
+    for text in ("loss\n3\n", "loss\n4\n"):
+        table.write_text(text, encoding="utf-8")
+        ids.append({spec.run_id for spec in ask(make_study(runner={"kind": "replay", "table": str(table)}))})
+    assert ids[0].isdisjoint(ids[1])
+    with pytest.raises(InputError, match="is no file"):
+        ask(make_study(runner={"kind": "replay", "table": str(tmp_path / "none.csv")}))

@@ -107,8 +107,14 @@ def _list_cells(record: RunRecord) -> dict[str, Any]:
     return cells
 
 
+SETTINGS = ("params_total", "params_non_embedding", "params_active", "tokens", "batch_tokens", "peak_lr", "seq_len")
+"""What a run was, as against what came of it: a file read again under another mapping differs here."""
+
+
 def _same_result(connection: Connection, row: sa.RowMapping, record: RunRecord) -> bool:
-    """Whether status and losses are those of the ledger, to the last bit; time and device may differ."""
+    """Whether settings, status and losses are those of the ledger, to the last bit; time and device may differ."""
+    if any(row[name] != getattr(record, name) for name in SETTINGS):
+        return False
     query = sa.select(domain_values.c.domain, domain_values.c.value).where(
         domain_values.c.run_id == record.run_id, domain_values.c.kind == "loss"
     )
@@ -120,6 +126,7 @@ def _same_result(connection: Connection, row: sa.RowMapping, record: RunRecord) 
 def _note_conflict(connection: Connection, record: RunRecord) -> None:
     """Keep the second result aside, once however often it comes."""
     result = [record.status.value, repr(record.loss), sorted((k, repr(v)) for k, v in record.loss_by_domain.items())]
+    result.append([repr(getattr(record, name)) for name in SETTINGS])
     key = {"run_id": record.run_id, "digest": hash_content(result)[:16]}
     known = sa.select(conflicts.c.digest).filter_by(**key)
     if connection.execute(known).first() is None:

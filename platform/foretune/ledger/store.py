@@ -122,13 +122,22 @@ class Ledger:
             text = _last_snapshot(connection, name)
         return None if text is None else dict(json.loads(text))
 
-    def enroll(self, study: str, runs: Iterable[tuple[str, str, str]]) -> None:
-        """Say which runs (run_id, scale, role) a study is made of; known ones get the scale and role given now."""
+    def enroll(self, study: str, asked: Iterable[tuple[str, str, str]]) -> None:
+        """Say which runs (run_id, scale, role) a study is made of; known ones get the scale and role given now.
+
+        Runs of these roles that an earlier launch planned, that never ran and that are not asked for now leave it.
+        """
         rows = {
-            run_id: {"study": study, "run_id": run_id, "scale": scale, "role": role} for run_id, scale, role in runs
+            run_id: {"study": study, "run_id": run_id, "scale": scale, "role": role} for run_id, scale, role in asked
         }
 
+        roles = {row["role"] for row in rows.values()}
+
         def replace(connection: Connection) -> None:
+            planned = sa.select(members.c.run_id).where(members.c.study == study, members.c.role.in_(roles))
+            waiting = connection.execute(planned.where(members.c.run_id.not_in(sa.select(runs.c.run_id)))).scalars()
+            for ids in _batch([run_id for run_id in waiting if run_id not in rows]):
+                connection.execute(members.delete().where(members.c.study == study, members.c.run_id.in_(ids)))
             for ids in _batch(list(rows)):
                 connection.execute(members.delete().where(members.c.study == study, members.c.run_id.in_(ids)))
                 connection.execute(members.insert(), [rows[run_id] for run_id in ids])
