@@ -17,7 +17,7 @@ from foretune.study import load_study
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SURFACE = SurfaceSection(
-    lr_coefficient=1.0, lr_params_exponent={"mup": -0.4, "standard": -0.55}, lr_tokens_exponent=0.0, lr_curvature=0.02
+    lr_coefficient=1.0, lr_params_exponent={"mup": -0.4, "standard": -0.5}, lr_tokens_exponent=0.0, lr_curvature=0.02
 )
 
 

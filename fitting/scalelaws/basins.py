@@ -78,6 +78,11 @@ class Posterior:
         """The most probable skew's place in the grid."""
         return int(np.argmax(self.probability))
 
+    @property
+    def noise_log(self) -> float:
+        """Standard deviation of ln loss of a run, averaged over the skews."""
+        return float(np.sqrt(self.probability @ self.variance))
+
 
 def bend(x: FloatArray, skew: FloatArray | float) -> FloatArray:
     """phi_s(x), with its limit at s = 0."""

@@ -130,14 +130,14 @@ def _forecast_loss(
         return None, (off,)
     at = (target.params_non_embedding, target.tokens, target.compute)
     draws = law.predict_loss(fit.draws, *at)
-    draws = draws * np.exp(_spread_beyond(fit, target.compute) * rng.standard_normal(len(draws)))
+    draws = draws * np.exp(_spread_beyond(fit, fit.evidence.compare_compute(target)) * rng.standard_normal(len(draws)))
     value = float(law.predict_loss(fit.values[None, :], *at)[0])
     return Estimate.from_draws(draws, level, value=value, unit="nats"), fit.warnings
 
 
-def _spread_beyond(fit: Fit, compute_flops: float) -> float:
-    """Standard deviation of ln loss of one new run around the law: scatter of runs, and drift beyond them."""
-    reach = max(float(np.log(compute_flops / fit.evidence.compute_flops[1])), 0.0)
+def _spread_beyond(fit: Fit, compute_ratio: float) -> float:
+    """Standard deviation of ln loss of one new run around the law: scatter of runs, and drift beyond the largest."""
+    reach = max(float(np.log(compute_ratio)), 0.0)
     return float(np.hypot(fit.scatter_log, fit.drift_log_per_efold * reach))
 
 
@@ -219,7 +219,7 @@ def measure_extrapolation(evidence: Evidence, target: Target) -> dict[str, float
     return {
         "params": target.params_non_embedding / evidence.params[1],
         "tokens": target.tokens / evidence.tokens[1],
-        "compute": target.compute / evidence.compute_flops[1],
+        "compute": evidence.compare_compute(target),
     }
 
 
@@ -285,7 +285,9 @@ def _fitted_allocation(fit: Fit, compute_flops: float) -> Allocation:
     point = [float(part[0]) for part in split_compute(fit.values[None, :], compute_flops)]
     usable = np.asarray(np.isfinite(np.stack(parts)).all(axis=0) & (fit.draws[:, 3:] > 0).all(axis=1))
     params, tokens, loss = (part[usable] for part in parts)
-    spread = np.random.default_rng(0).standard_normal(len(loss)) * _spread_beyond(fit, compute_flops)
+    spread = np.random.default_rng(0).standard_normal(len(loss)) * _spread_beyond(
+        fit, compute_flops / fit.evidence.largest_6nd
+    )
     at = Target(point[0], point[1], compute_flops=compute_flops)
     warnings = list(_warn_range(fit, at))
     if not usable.all():

@@ -26,8 +26,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "tokens": ("tokens", "D"),
     "loss": ("loss", "loss_nats"),
     "peak_lr": ("peak_lr", "lr"),
-    "batch_tokens": ("batch_tokens", "bs_tokens", "bs"),
-    "batch_sequences": ("batch_sequences", "bs_seqs"),
+    "batch_tokens": ("batch_tokens", "bs_tokens"),
+    "batch_sequences": ("batch_sequences", "bs_seqs", "bs"),
     "width": ("width", "d_model"),
     "compute_flops": ("compute_flops", "C"),
     "seed": ("seed",),
@@ -43,6 +43,11 @@ CONVENTIONS: Mapping[str, ParamsConvention] = {
 }
 SCOPE_COLUMNS = ("optimizer", "schedule", "seq_len", "parametrization", "loss_kind", "loss_unit")
 """Rows that differ in one of these are pooled in one fit only when the user says so."""
+LEFT_OUT = (
+    ("status", "failed", "failed"),
+    ("role", "verification", "held out to verify the forecast"),
+)
+"""(column, value, reason) of rows of a run table that no fit sees: a failed run says nothing about its setting."""
 
 
 class ObservationError(ValueError):
@@ -174,11 +179,16 @@ class Observations:
         excluded: Sequence[Exclusion] = (),
         pool: Collection[str] = (),
     ) -> Observations:
-        """Reads a run table; understands the aliases N, D, C, lr, bs, bs_tokens, bs_seqs (with seq_len), d_model.
+        """Reads a run table; understands the aliases N, D, C, lr, bs_tokens, bs_seqs or bs (with seq_len), d_model.
 
+        A bare `bs` counts sequences per step, as `bs_seqs` does; `bs_tokens` counts tokens per step. Runs with status
+        "failed" and runs with role "verification" are left out and recorded; a diverged run stays, without a loss.
         `params` names the column that counts parameters, `loss` that of the loss. Rows that differ in optimizer,
         schedule, sequence length, parametrization or loss kind are refused unless `pool` names that column.
+
+        Raises ObservationError when a column is missing or unusable, and when nothing is left to fit.
         """
+        frame, left_out = _leave_out(frame, excluded)
         counted, convention = _find_params(frame, params)
         given = dict(scope or {})
         unit = given.get("loss_unit", "nats_per_token")
@@ -194,7 +204,7 @@ class Observations:
             params_convention=convention,
             loss_unit=described.get("loss_unit", unit),
             scope=described,
-            excluded=tuple(excluded),
+            excluded=left_out,
             **{name: None if column is None else _numbers(frame, column) for name, column in columns.items()},
         )
 
@@ -306,6 +316,21 @@ def _read_batch(frame: pd.DataFrame) -> FloatArray | None:
             f"{sequences!r} counts sequences: add a column seq_len (tokens per sequence), or give batch_tokens"
         )
     return np.asarray(_numbers(frame, sequences) * _numbers(frame, seq_len), dtype=np.float64)
+
+
+def _leave_out(frame: pd.DataFrame, excluded: Sequence[Exclusion]) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """The rows that a fit may see, and all exclusions so far; a run is counted under the first reason that it meets."""
+    listed = list(excluded)
+    for column, value, reason in LEFT_OUT:
+        if column not in frame.columns:
+            continue
+        dropped = frame[column].eq(value).fillna(False).to_numpy(dtype=bool)
+        if dropped.any():
+            listed.append(Exclusion(reason, int(dropped.sum())))
+            frame = frame[~dropped]
+    if frame.empty and listed:
+        raise ObservationError("no runs to fit: " + "; ".join(f"{item.runs} {item.reason}" for item in listed))
+    return frame, tuple(listed)
 
 
 def _read_scope(frame: pd.DataFrame, pool: Collection[str]) -> dict[str, str]:

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scalelaws.basins import OVERHANG, SKEW_GRID, Basin, BasinDraws, Posterior, draw_optima, integrate, weigh
+from scalelaws.basins import (
+    OVERHANG,
+    SKEW_GRID,
+    Basin,
+    BasinDraws,
+    Posterior,
+    draw_optima,
+    integrate,
+    weigh,
+)
 from scalelaws.observations import BoolArray, FloatArray
 from scalelaws.results import Estimate, Status
 
@@ -27,6 +36,8 @@ KNOWN_NOISE_DOF = 50.0
 """How many residuals a noise is worth that the caller states."""
 CONVEX_NEEDED = 0.95
 """A basin counts as one when at least this share of the draws bends upwards."""
+HILL_CLEARANCE = 2.0
+"""Assumption: the middle of a hill stands above both of its ends by this many standard deviations of a run."""
 REWEIGHTINGS = 4
 """Rounds in which the weights of the wings follow the noise found."""
 DRAWS = 2000
@@ -178,7 +189,7 @@ class _Sweep:
         noise_log = self.noise[0]
         for _ in range(REWEIGHTINGS):
             posterior = integrate(x, z, y, weigh(y, noise_log), self.noise)
-            noise_log = float(np.sqrt(posterior.probability @ posterior.variance))
+            noise_log = posterior.noise_log
         return posterior
 
     def _relative(self) -> tuple[FloatArray, FloatArray | None]:
@@ -203,12 +214,31 @@ class _Sweep:
             return Status.EDGE_HIGH
         return None
 
+    def _is_hill(self, noise_log: float) -> bool:
+        """Whether the losses in the middle of the grid stand clear above those at both of its ends.
+
+        The lowest run of a hill lies at an edge by necessity, and no wider grid would find a basin there. A sweep that
+        falls all the way to one edge is no hill: there the optimum may lie beyond.
+        """
+        here = np.isfinite(self.y)
+        if self.ln_batch is not None:
+            here &= np.isclose(self.ln_batch, self.ln_batch[self._lowest])
+        rates = np.unique(self.ln_lr[here].round(9))
+        if len(rates) < POINTS_NEEDED:
+            return False
+        means = np.array([self.y[here & (self.ln_lr.round(9) == rate)].mean() for rate in rates])
+        beside = 2 if len(rates) >= 6 else 1
+        ends = max(means[:beside].mean(), means[-beside:].mean())
+        return bool(means[beside:-beside].mean() > ends + HILL_CLEARANCE * noise_log)
+
     def _judge(self, used: BoolArray, posterior: Posterior, draws: BasinDraws) -> Optimum:
+        if draws.share_convex < 1 - CONVEX_NEEDED and self._is_hill(posterior.noise_log):
+            return self._refuse(Status.UPSIDE_DOWN, _HILL_ADVICE, used)
         edge = self._edge(float(np.median(draws.x)) if len(draws.x) else 0.0)
         if edge is not None:
             return self._bound(edge, used)
         if draws.share_convex < 1 - CONVEX_NEEDED:
-            return self._refuse(Status.UPSIDE_DOWN, "the losses bend downwards; look at the runs one by one", used)
+            return self._refuse(Status.UPSIDE_DOWN, _HILL_ADVICE, used)
         if draws.share_convex < CONVEX_NEEDED:
             side = self._lowest_batch_edge()
             if side is not None:
@@ -314,6 +344,7 @@ class _Sweep:
 
 
 _BATCH_ADVICE = "the optimal batch lies beyond the batches that were tried; widen them on that side"
+_HILL_ADVICE = "the losses bend downwards; look at the runs one by one"
 _FLAT_ADVICE = "only {:.0f} % of the draws bend upwards; widen the grid or add repeats"
 
 

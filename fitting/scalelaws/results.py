@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scalelaws.observations import Exclusion, FloatArray, Observations
+from scalelaws.observations import FLOPS_PER_PARAM_TOKEN, Exclusion, FloatArray, Observations
 
 
 class Status(Enum):
@@ -69,6 +69,8 @@ class Evidence:
     """Shortest and longest horizon, tokens."""
     compute_flops: tuple[float, float]
     """Smallest and largest training compute, FLOPs."""
+    largest_6nd: float
+    """Largest 6 x parameters x tokens of a run: what a target without FLOPs of its own is compared with."""
     params_convention: str
     compute_convention: str
     horizon_path: tuple[float, float] | None = None
@@ -86,11 +88,17 @@ class Evidence:
             params=_span(used.params_non_embedding),
             tokens=_span(used.tokens),
             compute_flops=_span(used.compute),
+            largest_6nd=float((FLOPS_PER_PARAM_TOKEN * used.params_non_embedding * used.tokens).max()),
             params_convention=used.params_convention,
             compute_convention=used.compute_convention,
             horizon_path=find_horizon_path(used.params_non_embedding, used.tokens),
             batch_tokens=None if used.batch_tokens is None else _span(used.batch_tokens),
         )
+
+    def compare_compute(self, target: Target) -> float:
+        """Compute of the target over that of the largest run, both counted in the same way."""
+        largest = self.largest_6nd if target.compute_flops is None else self.compute_flops[1]
+        return target.compute / largest
 
     def to_dict(self) -> dict[str, Any]:
         """Runs, cells and exclusions, as plain data."""

@@ -116,12 +116,20 @@ class Answer:
     target: Target
     branches: tuple[Branch, ...]
     verification: tuple[Verification, ...]
+    unverified: tuple[str, ...]
+    """Branches whose forecast could not be checked, with the reason."""
     registered_at: str
     """When the forecast that the verification checks was written down, UTC."""
     lr_factor: float
     """Ratio between neighbouring learning rates of the grid."""
     runs: pd.DataFrame
     """The run table of the study."""
+
+    @property
+    def registered_before_runs(self) -> bool | None:
+        """Whether the forecast was written down before any run that checks it was recorded; None without such runs."""
+        checked = self.runs.loc[self.runs["role"] == "verification", "created_at"]
+        return bool(self.registered_at <= checked.min()) if len(checked) else None
 
     @property
     def branch(self) -> Branch:
@@ -145,11 +153,22 @@ class Answer:
         main = self.verification_of(self.branch.parametrization)
         return {
             "registered_at": self.registered_at,
+            "registered_before_runs": self.registered_before_runs,
+            "unverified": list(self.unverified),
             "predicted_lr": main.predicted_lr if main else None,
             "regret": _finite(main.regret) if main else None,
             "runs": [run.to_dict() for check in self.verification for run in check.runs],
             "per_parametrization": {check.parametrization: check.to_dict() for check in self.verification},
         }
+
+
+def title_parametrization(name: str) -> str:
+    """A parametrization as people write it.
+
+    >>> title_parametrization("mup")
+    'muP'
+    """
+    return {"mup": "muP"}.get(name, name)
 
 
 def _same(left: float, right: float) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from foretune.errors import InputError
 from foretune.ledger import Ledger
 from foretune.parametrization import choose_multipliers, describe_groups
-from foretune.planning import Plan, check_budget
+from foretune.planning import Plan, Spent, check_budget
 from foretune.probe import Estimate, estimate_hours
 from foretune.records import ModelSpec, RunSpec
 from foretune.resolution import plan_study, resolve_corpus
@@ -49,7 +49,8 @@ def describe_plan(
     """The cost of what is to do, a row per rung and state, and the refusal when it is over the budget."""
     corpus = resolve_corpus(study)
     plan = plan_study(study, corpus, ledger)
-    expected = _outstanding_verification(study, expect_verification(study, corpus), ledger)
+    stand_ins = expect_verification(study, corpus)
+    expected = _outstanding_verification(study, stand_ins, ledger, searching=bool(plan.todo))
     specs = [*plan.todo, *expected]
     estimate = estimate_hours(specs, study.runner) if probe else Estimate(0.0, 1, "not measured (--no-probe)")
     record = {
@@ -64,7 +65,9 @@ def describe_plan(
         "runs_at_once": estimate.slots,
         "hours_basis": estimate.basis,
     }
-    return record, _plan_rows(plan, expected), _find_refusal(study, plan, expected, estimate.hours)
+    whole = Plan(plan.study, (*plan.todo, *expected), plan.done, plan.skipped)
+    refusal = _find_refusal(study, whole, estimate, _sum_others(whole, ledger), probe=probe)
+    return record, _plan_rows(plan, expected), refusal
 
 
 def describe_status(ledger: Ledger, study: str) -> dict[str, Any]:
@@ -80,6 +83,9 @@ def describe_status(ledger: Ledger, study: str) -> dict[str, Any]:
         "pending": ledger.count_enrolled(study) - len(frame),
         "driver": progress.get("holder", "none") if progress.get("alive") else "none",
         "minutes_left": (progress.get("progress") or {}).get("minutes_left"),
+        "failures": [
+            {"run_id": item.run_id, "attempt": item.attempt, "reason": item.reason} for item in ledger.failures(study)
+        ],
     }
 
 
@@ -129,10 +135,12 @@ def _list_models(specs: Sequence[RunSpec]) -> list[ModelSpec]:
     return [seen[key] for key in sorted(seen)]
 
 
-def _outstanding_verification(study: Study, expected: list[RunSpec], ledger: Ledger | None) -> list[RunSpec]:
+def _outstanding_verification(
+    study: Study, expected: list[RunSpec], ledger: Ledger | None, *, searching: bool
+) -> list[RunSpec]:
     """Stand-ins less the verification runs that are already done (their settings differ, their cost does not)."""
-    if ledger is None or study.study.name not in ledger.studies():
-        return expected
+    if searching or ledger is None or study.study.name not in ledger.studies():
+        return expected  # runs still to be searched mean a new forecast, and so new runs to check it
     frame = ledger.runs(study.study.name)
     done = int((frame["role"].eq("verification") & frame["status"].ne("failed")).sum())
     return expected[min(done, len(expected)) :]
@@ -164,10 +172,22 @@ def _group(state: str, specs: Sequence[RunSpec]) -> Rows:
     ]
 
 
-def _find_refusal(study: Study, plan: Plan, expected: Sequence[RunSpec], hours: float) -> InputError | None:
-    whole = Plan(plan.study, (*plan.todo, *expected), plan.done, plan.skipped)
+def _sum_others(plan: Plan, ledger: Ledger | None) -> Spent:
+    """What the study has spent on runs that are not in the plan: verification runs and those of earlier versions."""
+    if ledger is None or plan.study not in ledger.studies():
+        return Spent()
+    frame = ledger.runs(plan.study)
+    planned = [spec.run_id for spec in (*plan.todo, *(spec for spec, _ in plan.done))]
+    others = frame[~frame["run_id"].isin(planned) & frame["source"].isin(["trained", "replay"])]
+    others = others[others["status"].ne("failed")]
+    return Spent(len(others), int(others["tokens"].sum()), float(others["compute_flops"].sum()))
+
+
+def _find_refusal(study: Study, plan: Plan, estimate: Estimate, spent: Spent, *, probe: bool) -> InputError | None:
+    if probe and study.budget.limits_hours and plan.todo and not estimate.hours:
+        return InputError(f"budget.hours: cannot be held to: {estimate.basis}; limit flops or tokens instead")
     try:
-        check_budget(study, whole, hours)
+        check_budget(study, plan, estimate.hours, spent)
     except InputError as refusal:
         return refusal
     return None

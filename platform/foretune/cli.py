@@ -27,11 +27,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, EXIT_INPUT)
     except ForetuneError as error:
         return _complain(error, EXIT_FAILED)
+    except BrokenPipeError:
+        return EXIT_DONE
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _complain(f"{error.filename}: {error.strerror}", EXIT_INPUT)
     except KeyboardInterrupt:
         return _complain("interrupted; what had finished is in the ledger: the same command goes on", EXIT_INTERRUPTED)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """A reader that has seen enough (`| head`) is no error."""
+    try:
+        sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
 
 
 def _complain(message: object, code: int) -> int:
@@ -112,7 +125,7 @@ def _add_query_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
     _add_evidence(predict)
     predict.add_argument("--params", type=_argument(parse_count), help="non-embedding parameters; default: [target]")
     predict.add_argument("--tokens", type=_argument(parse_horizon), help="training tokens, or 20xN; default: [target]")
-    predict.add_argument("--seq-len", type=_argument(parse_count), help="tokens per sequence of the large run")
+    predict.add_argument("--seq-len", type=_argument(parse_horizon), help="tokens per sequence of the large run")
 
     allocate = verbs.add_parser("allocate", help="compute-optimal parameters and tokens")
     _add_evidence(allocate)

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foretune.answers import Answer, Branch, Verification
+from foretune.answers import Answer, Branch, Verification, title_parametrization
 from foretune.quantities import format_count
-from scalelaws import Estimate, Forecast, Observations, Status, Target
+from scalelaws import CellOptimum, Estimate, Forecast, Observations, Status, Target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAMES = {"mup": "muP", "standard": "standard parametrization"}
-"""Parametrizations as figures title them."""
 PANEL = (5.6, 4.3)
 """Size of one panel, inches."""
 DOTS_PER_INCH = 150
@@ -58,14 +56,16 @@ def draw_answer(answer: Answer) -> dict[str, Picture]:
 
 def draw_basin_panels(answer: Answer) -> Figure | None:
     """One panel a parametrization: loss against learning rate, a curve for each cell."""
-    return _draw_panels(
-        [b for b in answer.branches if b.cells], lambda branch, ax: _draw_basins(branch, ax), share=True
-    )
+    return _draw_panels([branch for branch in answer.branches if _list_cells(branch)], _draw_basins, share=True)
 
 
 def draw_drift_panel(answer: Answer) -> Figure | None:
     """The optimum against width, every parametrization in one panel."""
-    drifts = {NAMES.get(b.parametrization, b.parametrization): b.drift for b in answer.branches if b.drift}
+    drifts = {
+        title_parametrization(branch.parametrization): branch.drift
+        for branch in answer.branches
+        if branch.drift and any(optimum.status.ok for optimum in branch.drift.optima)
+    }
     if not drifts:
         return None
     from scalelaws.figures import draw_drift
@@ -93,17 +93,24 @@ def _draw_basins(branch: Branch, ax: Axes) -> None:
     seen = branch.observations
     assert seen is not None
     assert seen.peak_lr is not None
-    horizons = len({cell.tokens for cell in branch.cells}) > 1
+    cells = _list_cells(branch)
+    horizons = len({cell.tokens for cell in cells}) > 1
     draw_basins(
         [
             Sweep(_label_cell(branch, cell, horizons), seen.peak_lr[cell.rows], seen.loss[cell.rows], cell.optimum)
-            for cell in branch.cells
+            for cell in cells
         ],
         ax,
     )
 
 
-def _label_cell(branch: Branch, cell: Any, horizons: bool) -> str:
+def _list_cells(branch: Branch) -> list[CellOptimum]:
+    """The cells of which there is anything to see: at least one run did not diverge."""
+    seen = branch.observations
+    return [] if seen is None else [cell for cell in branch.cells if np.isfinite(seen.loss[cell.rows]).any()]
+
+
+def _label_cell(branch: Branch, cell: CellOptimum, horizons: bool) -> str:
     width = branch.observations.width if branch.observations else None
     size = f"{format_count(cell.params)} params" if width is None else f"width {width[cell.rows[0]]:g}"
     return f"{size}, {format_count(cell.tokens)} tokens" if horizons else size
@@ -176,7 +183,7 @@ def _draw_panels(parts: list[Any], draw: Callable[[Any, Axes], None], *, share: 
     axes = figure.subplots(1, len(parts), sharey=share, squeeze=False)[0]
     for part, ax in zip(parts, axes, strict=True):
         draw(part, ax)
-        ax.set_title(NAMES.get(part.parametrization, part.parametrization))
+        ax.set_title(title_parametrization(part.parametrization))
     for ax in axes[1:] if share else []:
         ax.set_ylabel("")
     return figure

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from foretune.errors import InputError
 from scalelaws import Exclusion, ObservationError, Observations
+from scalelaws.observations import SCOPE_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,12 +27,16 @@ def list_parametrizations(frame: pd.DataFrame) -> list[str]:
 def gather_observations(frame: pd.DataFrame, *, parametrization: str = "", pool: Collection[str] = ()) -> Observations:
     """The runs that a fit may see.
 
-    Left out, and counted: failed runs, runs that are held out to verify a forecast, runs of another parametrization.
+    Left out, and counted: failed runs, runs that are held out to verify a forecast, runs of an earlier version of the
+    study, runs of another parametrization.
     Diverged runs stay in, without a loss: they bound a basin from above. Rows that differ in optimizer, schedule,
     sequence length or kind of loss are refused unless `pool` names the column.
 
     Raises InputError when nothing is left or when the rows may not be pooled.
     """
+    unknown = sorted(set(pool) - set(SCOPE_COLUMNS))
+    if unknown:
+        raise InputError(f"--pool: no such column {unknown[0]!r}; rows may be pooled over {', '.join(SCOPE_COLUMNS)}")
     kept, excluded = frame, []
     for reason, mask in _exclusions(frame, parametrization):
         dropped = kept.index[mask.reindex(kept.index, fill_value=False)]
@@ -43,7 +49,7 @@ def gather_observations(frame: pd.DataFrame, *, parametrization: str = "", pool:
     try:
         return Observations.from_frame(kept, params=choose_counting(kept), excluded=tuple(excluded), pool=pool)
     except ObservationError as error:
-        raise InputError(str(error)) from None
+        raise InputError(re.sub(r"pool=\('(\w+)',\)", r"--pool \1", str(error))) from None
 
 
 def choose_counting(frame: pd.DataFrame) -> str:
@@ -58,11 +64,10 @@ def choose_counting(frame: pd.DataFrame) -> str:
 
 
 def _exclusions(frame: pd.DataFrame, parametrization: str) -> list[tuple[str, pd.Series[bool]]]:
+    """What only the platform knows of; scalelaws itself leaves out failed runs and those held out."""
     rules: list[tuple[str, pd.Series[bool]]] = []
-    if "status" in frame:
-        rules.append(("failed", frame["status"].eq("failed")))
     if "role" in frame:
-        rules.append(("held out to verify the forecast", frame["role"].eq("verification")))
+        rules.append(("asked for by an earlier version of the study", frame["role"].eq("retired")))
     if parametrization and "parametrization" in frame:
         other = frame["parametrization"].ne(parametrization) & frame["parametrization"].notna()
         rules.append((f"of another parametrization than {parametrization}", other))

@@ -33,6 +33,7 @@ def launch_study(
     if refusal:
         raise refusal
     workspace = (results / study.study.name).resolve()
+    workspace.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is found out before any compute
     runner = make_runner(study.runner, address=address, workspace=workspace)
     watcher = ProgressBar(quiet=quiet)
     watcher.note(f"runner: {runner.describe()}")

@@ -90,13 +90,26 @@ def plan_runs(
     )
 
 
-def check_budget(study: Study, plan: Plan, hours: float = 0.0) -> None:
+@dataclass(frozen=True)
+class Spent:
+    """What a study has cost beside the runs of its plan."""
+
+    runs: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+
+
+NOTHING = Spent()
+"""A study that was never launched."""
+
+
+def check_budget(study: Study, plan: Plan, hours: float = 0.0, spent: Spent = NOTHING) -> None:
     """Refuse a plan over the study's budget; what is already done counts, except in hours."""
     budget = study.budget
     costs = {
-        "runs": (len(plan.todo) + len(plan.done), budget.runs),
-        "tokens": (plan.total_tokens, budget.tokens),
-        "flops": (plan.total_flops, budget.flops),
+        "runs": (len(plan.todo) + len(plan.done) + spent.runs, budget.runs),
+        "tokens": (plan.total_tokens + spent.tokens, budget.tokens),
+        "flops": (plan.total_flops + spent.flops, budget.flops),
         "hours": (hours, budget.hours),
     }
     over = [
@@ -156,6 +169,11 @@ def find_obstacle(spec: RunSpec, study: Study, corpus: CorpusFacts) -> str:
         return f"{training.steps} steps of {training.batch_tokens} tokens are fewer than {MIN_STEPS}"
     if training.warmup_steps >= training.steps:
         return f"warm-up of {training.warmup_steps} steps is not shorter than the run of {training.steps}"
+    if training.warmup_steps + training.decay_steps > training.steps + 1:
+        return (
+            f"warm-up of {training.warmup_steps} and decay of {training.decay_steps} steps do not fit into the run of "
+            f"{training.steps}: its learning rate would never reach the peak"
+        )
     for domain, tokens in corpus.train_tokens.items():
         epochs = corpus.mixture.get(domain, 0.0) * training.tokens / max(1, tokens)
         if epochs > study.data.max_epochs:

@@ -32,13 +32,19 @@ def parse_quantity(value: object) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"must be a number, got {type(value).__name__} {value!r}; {_FORMS}")
-    if isinstance(value, int | float):
-        return _finite(float(value), value)
+    return _finite(_read_number(value), value)
+
+
+def _read_number(value: int | float | str) -> float:
+    if isinstance(value, float):
+        return value
+    if isinstance(value, int):
+        return float(value) if abs(value) < 10**300 else math.inf
     text = value.strip().replace("_", "")
     if match := _POWER.fullmatch(text):
-        return _finite(float(match[1]) ** float(match[2]), value)
+        return _raise_to(float(match[1]), float(match[2]))
     if match := _DECIMAL.fullmatch(text):
-        return _finite(float(match[1]) * _SUFFIXES[match[2]], value)
+        return float(match[1]) * _SUFFIXES[match[2]]
     raise ValueError(f"must be a number, got {value!r}; {_FORMS}")
 
 
@@ -57,7 +63,7 @@ def parse_count(value: object) -> int:
 
 
 def parse_horizon(value: object) -> int | TokensPerParam:
-    """Read a training horizon: tokens, or tokens per parameter as `20xN`.
+    """Read a training horizon, above zero: tokens, or tokens per parameter as `20xN`.
 
     >>> parse_horizon("20xN"), parse_horizon("100M")
     (TokensPerParam(ratio=20.0), 100000000)
@@ -65,8 +71,8 @@ def parse_horizon(value: object) -> int | TokensPerParam:
     if isinstance(value, TokensPerParam):
         return value
     if isinstance(value, str) and (match := _PER_PARAM.fullmatch(value.strip())):
-        return TokensPerParam(float(match[1]))
-    return parse_count(value)
+        return TokensPerParam(_positive(float(match[1]), value))
+    return round(_positive(parse_count(value), value))
 
 
 def format_count(value: float) -> str:
@@ -83,7 +89,20 @@ def format_count(value: float) -> str:
     return f"{value:.3g}"
 
 
+def _raise_to(base: float, exponent: float) -> float:
+    try:
+        return math.pow(base, exponent)
+    except (OverflowError, ValueError):  # too large, or zero to a negative power
+        return math.inf
+
+
+def _positive(number: float, value: object) -> float:
+    if number <= 0:
+        raise ValueError(f"must be above zero, got {value!r}")
+    return number
+
+
 def _finite(number: float, value: object) -> float:
     if not math.isfinite(number):
-        raise ValueError(f"must be finite, got {value!r}")
+        raise ValueError(f"must be finite, got {str(value)[:40]}")
     return number

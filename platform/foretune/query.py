@@ -6,6 +6,7 @@ Needs neither torch nor ray. Everything that is drawn or printed is computed her
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,12 @@ def answer_study(study: Study, ledger: Ledger) -> Answer:
     """Everything that the ledger says of a study's question."""
     name = study.study.name
     frame = ledger.runs(name)
+    if not frame["status"].ne("failed").any():
+        raise InputError(f"study {name!r}: no run has finished yet, so there is nothing to answer from")
     target = choose_target(study, frame)
     registered = ledger.forecasts(name)
+    nothing: dict[str, Any] = {"scale": "", "branches": {}}
+    payload = registered[-1].payload if registered and study.verification else nothing
     branches = tuple(_answer_branch(study, frame, branch, target) for branch in list_branches(study, frame))
     return Answer(
         study=name,
@@ -41,7 +46,10 @@ def answer_study(study: Study, ledger: Ledger) -> Answer:
         main=study.proxy.parametrization,
         target=target,
         branches=branches,
-        verification=_verify(registered[-1].payload, frame) if registered and study.verification else (),
+        verification=_verify(payload, frame),
+        unverified=tuple(
+            f"{branch}: {record['problem']}" for branch, record in payload["branches"].items() if not record["centre"]
+        ),
         registered_at=str(registered[-1].created_at) if registered and study.verification else "",
         lr_factor=_grid_factor(study),
         runs=frame,
@@ -128,7 +136,7 @@ def register_forecasts(study: Study, ledger: Ledger) -> list[Centre]:
     assert study.verification is not None
     name = study.study.name
     frame = ledger.runs(name)
-    frame = frame[frame["role"] != "verification"]
+    frame = frame[frame["role"] == "search"]
     target = _rung_target(study)
     payload = {
         "scale": study.verification.scale,
@@ -150,13 +158,20 @@ def _forecast_branch(study: Study, frame: pd.DataFrame, branch: str, target: Tar
         return {"forecast": None, "centre": None, "problem": str(error)}
     if forecast.peak_lr is None:
         return {"forecast": forecast.to_dict(), "centre": None, "problem": forecast.message}
-    sequences = study.training.batch_tokens / study.data.seq_len
+    batch_tokens = study.training.batch_tokens
     if forecast.batch_tokens is not None:
-        sequences = forecast.batch_tokens.value / study.data.seq_len
-    step = study.training.accumulation_steps
-    batch_tokens = max(step, round(sequences / step) * step) * study.data.seq_len
+        batch_tokens = choose_batch(forecast.batch_tokens.value, study, round(target.tokens))
     centre = {"peak_lr": float(f"{forecast.peak_lr.value:.4g}"), "batch_tokens": batch_tokens}
     return {"forecast": forecast.to_dict(), "centre": centre, "problem": ""}
+
+
+def choose_batch(predicted_tokens: float, study: Study, horizon_tokens: int) -> int:
+    """The batch nearest to the predicted one, in logs, that divides the horizon: its runs see the same tokens."""
+    unit = study.data.seq_len * study.training.accumulation_steps
+    steps_at_one_unit = max(1, horizon_tokens // unit)
+    small = [d for d in range(1, math.isqrt(steps_at_one_unit) + 1) if steps_at_one_unit % d == 0]
+    divisors = {divisor for d in small for divisor in (d, steps_at_one_unit // d)}
+    return unit * min(divisors, key=lambda divisor: abs(math.log(divisor * unit / predicted_tokens)))
 
 
 def _fingerprint(study: Study, frame: pd.DataFrame) -> str:
@@ -182,11 +197,14 @@ def _answer_branch(study: Study, frame: pd.DataFrame, branch: str, target: Targe
         observations = gather_observations(frame, parametrization=branch)
     except InputError as error:
         return Branch(branch, problem=str(error))
-    cells = scalelaws.find_cell_optima(observations, seed=study.study.seed)
+    try:
+        cells = scalelaws.find_cell_optima(observations, seed=study.study.seed)
+    except ValueError as error:
+        return Branch(branch, observations, problem=str(error))
     drift = _measure_drift(observations, study.study.seed)
     try:
         fit = scalelaws.fit(SETTINGS_LAW, observations, seed=study.study.seed)
-    except FitError as error:
+    except (FitError, ValueError) as error:
         return Branch(branch, observations, cells, drift=drift, problem=str(error))
     return Branch(branch, observations, cells, fit, scalelaws.forecast(fit, target), drift)
 

@@ -224,7 +224,10 @@ class RunOutcome(Frozen):
 
 
 class RunRecord(Frozen):
-    """A row of the run table, and its curve. Imported rows have no spec and may leave columns empty."""
+    """A row of the run table, and its curve. Imported rows have no spec and may leave columns empty.
+
+    `tokens` is the horizon that the run was planned for, `tokens_trained` how far it came: less where it diverged.
+    """
 
     run_id: str
     study: str
@@ -255,6 +258,7 @@ class RunRecord(Frozen):
     loss_unit: str = "nats_per_token"
     loss_kind: str = "held_out"
     bits_per_byte: float | None = None
+    tokens_trained: int | None = None
     wall_seconds: float | None = None
     device: str | None = None
     created_at: str = ""
@@ -296,6 +300,7 @@ def record_outcome(spec: RunSpec, outcome: RunOutcome) -> RunRecord:
         seed=spec.seed,
         loss=outcome.loss,
         bits_per_byte=outcome.loss / nats_per_bit / ratio if outcome.loss is not None and ratio else None,
+        tokens_trained=outcome.tokens or None,
         wall_seconds=outcome.wall_seconds,
         device=outcome.device,
         created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),

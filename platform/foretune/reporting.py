@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import platform as machine
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foretune import __version__
-from foretune.answers import Answer, Branch, Verification
+from foretune.answers import Answer, Branch, Verification, title_parametrization
 from foretune.drawing import Picture, draw_answer
 from foretune.quantities import format_count
 from foretune.query import compare_published
@@ -20,8 +21,9 @@ from foretune.rendering import format_number
 from foretune.study import Study
 from scalelaws import Estimate, Exclusion, Forecast
 
-NAMES = {"mup": "muP", "standard": "standard"}
-"""Parametrizations as people write them."""
+if TYPE_CHECKING:
+    import pandas as pd
+
 PUBLISHED_FLOPS = 1e17
 """Smallest target, training FLOPs, beside which published laws are shown: their smallest runs took 3e17."""
 
@@ -96,7 +98,7 @@ def summarize_answer(answer: Answer) -> str:
     """The answer for a terminal: the law, the forecast, and how it held."""
     parts = [answer.question, ""] if answer.question else []
     for branch in answer.branches:
-        parts += [f"[{_name(branch.parametrization)}]"]
+        parts += [f"[{title_parametrization(branch.parametrization)}]"]
         loss_fit = branch.fit.loss_fit if branch.fit else None
         parts += [loss_fit.summary(), ""] if loss_fit else []
         parts += [describe_forecast(branch)]
@@ -110,7 +112,7 @@ def describe_forecast(branch: Branch) -> str:
     """One sentence: the predicted settings and loss of the target, with intervals; or why there are none."""
     forecast = branch.forecast
     if forecast is None:
-        return f"No forecast under {_name(branch.parametrization)}: {branch.problem}"
+        return f"No forecast under {title_parametrization(branch.parametrization)}: {branch.problem}"
     target = forecast.target
     told = [
         f"{label} {_interval(estimate)}"
@@ -123,7 +125,7 @@ def describe_forecast(branch: Branch) -> str:
     ]
     size = f"{format_count(target.params_non_embedding)} parameters on {format_count(target.tokens)} tokens"
     return (
-        f"For {size}, {_name(branch.parametrization)} parametrization: {', '.join(told)}; "
+        f"For {size}, {title_parametrization(branch.parametrization)} parametrization: {', '.join(told)}; "
         f"{100 * forecast.level:g} % intervals, {_describe_reach(forecast)}."
     )
 
@@ -134,23 +136,34 @@ def _describe_reach(forecast: Forecast) -> str:
 
 
 def _describe_drifts(answer: Answer) -> list[str]:
-    return [f"Over widths, {_name(b.parametrization)}: {b.drift.message}." for b in answer.branches if b.drift]
+    return [
+        f"Over widths, {title_parametrization(b.parametrization)}: {b.drift.message}."
+        for b in answer.branches
+        if b.drift
+    ]
 
 
 def _describe_verifications(answer: Answer) -> list[str]:
-    return [_describe_verification(check) for check in answer.verification if check.regret is not None]
+    unverified = [f"Not verified, {problem}" for problem in answer.unverified]
+    return [_describe_verification(check) for check in answer.verification] + unverified
 
 
 def _describe_verification(check: Verification) -> str:
-    assert check.regret is not None
+    name = title_parametrization(check.parametrization)
+    where = f"Checked on larger runs that the fit had not seen, {name}: the predicted learning"
+    if check.measured_loss is None:
+        states = ", ".join(f"{run.peak_lr:.4g} {run.status}" for run in check.runs) or "none was trained"
+        return f"{where} rate {check.predicted_lr:.4g} has no finished run ({states})."
+    if check.regret is None or not math.isfinite(check.regret):
+        best = f"the best of those tried is {check.best_lr:.4g}" if check.best_lr else "so did all its neighbours"
+        return f"{where} rate {check.predicted_lr:.4g} diverged; {best}."
     predicted = check.forecast["loss"]
     inside = {True: "inside", False: "OUTSIDE", None: "beside"}[check.loss_inside]
     loss = f"; its loss {check.measured_loss:.4f} is {inside} the forecast" if check.measured_loss else ""
     span = f" {predicted['low']:.4f} to {predicted['high']:.4f}" if predicted and predicted["low"] else ""
     return (
-        f"Checked on larger runs that the fit had not seen, {_name(check.parametrization)}: the predicted learning "
-        f"rate {check.predicted_lr:.4g} is {100 * check.regret:.2f} % above the best of {len(check.loss_by_lr)} tried "
-        f"({check.best_lr:.4g}){loss}{span}."
+        f"{where} rate {check.predicted_lr:.4g} is {100 * check.regret:.2f} % above the best of "
+        f"{len(check.loss_by_lr)} tried ({check.best_lr:.4g}){loss}{span}."
     )
 
 
@@ -188,15 +201,22 @@ def _compare_with_published(answer: Answer) -> Section:
 
 
 def _introduce_verification(answer: Answer) -> list[str]:
+    if answer.unverified and not answer.verification:
+        return ["No forecast could be made, so there was nothing to check."]
     if not answer.verification:
         return ["This study holds no larger run back to check its forecast."]
-    return [f"The forecast was written down at {answer.registered_at}, before any of these runs started."]
+    if answer.registered_before_runs:
+        return [f"The forecast was written down at {answer.registered_at}, before any of these runs was recorded."]
+    return [
+        f"The forecast was written down at {answer.registered_at}; some of these runs were recorded before that, for "
+        "another study or an earlier version of this one, so they are a comparison and no test of it."
+    ]
 
 
 def _list_optima(answer: Answer) -> list[dict[str, Any]]:
     return [
         {
-            "parametrization": _name(branch.parametrization),
+            "parametrization": title_parametrization(branch.parametrization),
             "parameters": cell.params,
             "tokens": cell.tokens,
             "optimal learning rate": _interval(cell.optimum.peak_lr) if cell.optimum.status.ok else "-",
@@ -212,7 +232,7 @@ def _list_parameters(branch: Branch) -> list[dict[str, Any]]:
     fits = [fit for fit in (branch.fit, branch.fit.loss_fit if branch.fit else None) if fit]
     return [
         {
-            "parametrization": _name(branch.parametrization),
+            "parametrization": title_parametrization(branch.parametrization),
             "law": fit.law,
             "parameter": name,
             "value": item.value,
@@ -229,7 +249,7 @@ def _list_parameters(branch: Branch) -> list[dict[str, Any]]:
 def _list_verification(answer: Answer) -> list[dict[str, Any]]:
     return [
         {
-            "parametrization": _name(check.parametrization),
+            "parametrization": title_parametrization(check.parametrization),
             "width": run.width,
             "learning rate": run.peak_lr,
             "seed": run.seed,
@@ -247,12 +267,12 @@ def _list_verification(answer: Answer) -> list[dict[str, Any]]:
 
 def _list_exclusions(answer: Answer) -> list[dict[str, Any]]:
     return [
-        {"parametrization": _name(branch.parametrization), "runs": item.runs, "reason": item.reason}
+        {"parametrization": title_parametrization(branch.parametrization), "runs": item.runs, "reason": item.reason}
         for branch in answer.branches
         for item in _exclusions(branch)
     ] + [
         {
-            "parametrization": _name(str(row["parametrization"])),
+            "parametrization": title_parametrization(str(row["parametrization"])),
             "runs": 1,
             "reason": f"{row['status']}: {row['reason']}",
         }
@@ -273,12 +293,17 @@ def _list_costs(answer: Answer) -> list[dict[str, Any]]:
             "runs": role,
             "number": len(part),
             "states": ", ".join(f"{count} {name}" for name, count in Counter(part["status"]).items()),
-            "tokens": float(part["tokens"].sum()),
-            "training FLOPs": float(part["compute_flops"].sum()),
+            "tokens trained": float(_tokens_trained(part).sum()),
+            "training FLOPs": float((part["compute_flops"] * _tokens_trained(part) / part["tokens"]).sum()),
             "run seconds, added up": round(float(part["wall_seconds"].fillna(0).sum()), 1),
         }
         for role, part in frame.groupby("role", sort=False)
     ]
+
+
+def _tokens_trained(part: pd.DataFrame) -> pd.Series[float]:
+    """Tokens that were trained on: the horizon, less what diverged and failed runs left of it."""
+    return part["tokens_trained"].fillna(part["tokens"]).astype(float)
 
 
 def _list_versions(answer: Answer) -> list[dict[str, Any]]:
@@ -296,10 +321,6 @@ def _interval(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.4g}"
     return f"{estimate.value:.4g} ({estimate.low:.4g} to {estimate.high:.4g})"
-
-
-def _name(parametrization: str) -> str:
-    return NAMES.get(parametrization, parametrization)
 
 
 def _write(path: Path, text: str) -> None:

@@ -39,7 +39,8 @@ def plan_study(study: Study, corpus: CorpusFacts, ledger: Ledger | None) -> Plan
 
 def _nominal_vocab_size(tokenizer: str) -> int:
     """The vocabulary that the tokenizer's name promises, for counting parameters where no text is read."""
-    kind, _, size = tokenizer.partition(":")
+    kind, _, rest = tokenizer.partition(":")
+    size = rest.partition(":")[0]
     if kind == "bytes":
         return BYTES_VOCAB
     if kind in ("bpe", "ids") and size.isdigit():

@@ -128,7 +128,7 @@ class DataSection(Section):
     """The domains when corpus is `files`."""
     tokenizer: str = "bytes"
     """`bytes`; `bpe:VOCAB`, trained on the corpus (`bpe:4096`); the path of a Hugging Face `tokenizer.json`; or
-    `ids:VOCAB` where every domain holds token ids already."""
+    `ids:VOCAB` or `ids:VOCAB:EOD` (the id that ends a document) where every domain holds token ids already."""
     seq_len: Count = Field(default=128, ge=8)
     """Tokens per training sequence."""
     validation_fraction: Quantity = Field(default=0.05, gt=0, lt=0.5)

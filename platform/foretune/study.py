@@ -63,7 +63,12 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _check_whole(self) -> Study:
-        problems = [*_scale_problems(self), *_training_problems(self), *_reference_problems(self)]
+        problems = [
+            *_scale_problems(self),
+            *_space_problems(self),
+            *_training_problems(self),
+            *_reference_problems(self),
+        ]
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -123,11 +128,26 @@ def _scale_problems(study: Study) -> list[str]:
                 f"nearest: {nearest}"
             )
         tokens = scale.tokens
-        if isinstance(tokens, int) and tokens < study.training.batch_tokens:
+        batch = min(study.search.axis("batch_tokens") or (study.training.batch_tokens,))
+        if isinstance(tokens, int) and tokens < batch:
             problems.append(
-                f"scales.{scale.name}.tokens: {tokens} is fewer than one batch of "
-                f"{study.training.batch_tokens} tokens; give tokens, not billions of them"
+                f"scales.{scale.name}.tokens: {tokens} is fewer than one batch of {batch} tokens; give tokens, "
+                "not billions of them"
             )
+    return problems
+
+
+def _space_problems(study: Study) -> list[str]:
+    """Values of the space are held to the range of the field that they stand in for."""
+    homes: dict[str, BaseModel] = {"seed": study.study}
+    problems = []
+    for key in study.search.space:
+        home = homes.get(key, study.training)
+        for value in study.search.axis(key) if key in type(home).model_fields else ():
+            try:
+                type(home).model_validate({**home.model_dump(exclude_none=True), key: value})
+            except ValidationError as error:
+                problems += [f"search.space.{key}: {item['msg'].lower()}, got {value!r}" for item in error.errors()]
     return problems
 
 
@@ -144,10 +164,7 @@ def _training_problems(study: Study) -> list[str]:
             problems.append(f"{key}: must lie in [1e-7, 0.5], got {rate:g}; did you mean {_plausible_lr(rate):g}?")
     for batch in search.axis("batch_tokens"):
         problems += _batch_problems("search.space.batch_tokens", batch, seq_len, training.accumulation_steps)
-    if not search.axis("batch_tokens"):
-        problems += _batch_problems(
-            "training.batch_tokens", training.batch_tokens, seq_len, training.accumulation_steps
-        )
+    problems += _batch_problems("training.batch_tokens", training.batch_tokens, seq_len, training.accumulation_steps)
     phases = training.warmup + training.decay
     if training.schedule == "wsd" and training.warmup < 1 and training.decay <= 1 and phases > 1:
         problems.append(

@@ -84,12 +84,13 @@ def do_status(args: Namespace) -> None:
     """Print runs by state, failures with reasons, and time left."""
     from foretune.checking import describe_status
 
+    table = args.format == "table"
     with open_ledger(args.ledger or None) as ledger:
         names = [_study_name(args.study)] if args.study else ledger.studies()
-        print(render_rows([describe_status(ledger, name) for name in names], args.format))
-        for name in names if args.format == "table" else []:
-            for failure in ledger.failures(name):
-                print(f"failed: {failure}")
+        rows = [describe_status(ledger, name) for name in names]
+    print(render_rows([{**row, "failures": len(row["failures"])} for row in rows] if table else rows, args.format))
+    for failure in [failure for row in rows for failure in row["failures"]] if table else []:
+        print(f"failed: {failure['run_id']} (attempt {failure['attempt']}): {failure['reason']}")
 
 
 def do_import(args: Namespace) -> None:
@@ -137,7 +138,9 @@ def do_predict(args: Namespace) -> None:
     from foretune.query import compare_published, predict_target
 
     if args.published:
-        target = _read_target(args, None)
+        if args.runs:
+            raise InputError("--published answers without runs: leave out --runs, or leave out --published")
+        target = _read_target(args, load_study(args.study) if args.study else None)
         print(render_record(scalelaws.forecast(_get_published(args.published), target).to_dict(), args.format))
         return
     frame, branch, study = _gather(args)
@@ -198,11 +201,13 @@ def _gather(args: Namespace) -> tuple[pd.DataFrame, str, Study | None]:
         for note in frame.attrs["notes"]:
             print(note, file=sys.stderr)
         return frame, args.parametrization, None
+    from foretune.query import list_branches
+
     with open_ledger(args.ledger or None) as ledger:
         frame = ledger.runs(_study_name(args.study))
         study = _find_study_or_none(args.study, ledger)
-    default = study.proxy.parametrization if study and frame["parametrization"].notna().any() else ""
-    return frame, args.parametrization or default, study
+    branches = list_branches(study, frame) if study else []
+    return frame, args.parametrization or (branches[0] if branches else ""), study
 
 
 def _read_target(args: Namespace, study: Study | None) -> Target:
@@ -229,14 +234,19 @@ def _find_study(text: str, ledger: Ledger) -> Study:
 
 def _find_study_or_none(text: str, ledger: Ledger) -> Study | None:
     """The study of a path, else the one that was last launched under that name."""
-    if Path(text).exists():
+    if _is_path(text):
         return load_study(text)
     snapshot = ledger.study_snapshot(text)
     return read_study(snapshot) if snapshot else None
 
 
 def _study_name(text: str) -> str:
-    return load_study(text).study.name if Path(text).exists() else text
+    return load_study(text).study.name if _is_path(text) else text
+
+
+def _is_path(text: str) -> bool:
+    """Whether a person means a file: a folder that happens to have a study's name is not one."""
+    return text.endswith(".toml") or "/" in text or (Path(text) / "study.toml").is_file()
 
 
 def _read_map(pairs: list[str]) -> dict[str, str]:

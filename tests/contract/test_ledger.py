@@ -31,7 +31,16 @@ def failed(seed: int = 0, reason: str = "worker died") -> RunRecord:
 def test_frame_has_the_columns_of_the_run_table_in_their_order(ledger: Ledger) -> None:
     ledger.record(make_record())
     frame = ledger.runs()
-    columns = [*CONTRACT_COLUMNS.split(), "scale", "role", "bits_per_byte", "attempts", "mix/code", "loss/code"]
+    columns = [
+        *CONTRACT_COLUMNS.split(),
+        "scale",
+        "role",
+        "bits_per_byte",
+        "tokens_trained",
+        "attempts",
+        "mix/code",
+        "loss/code",
+    ]
     assert list(frame.columns) == columns
     assert str(frame["tokens"].dtype) == "Int64"
     assert str(frame["loss"].dtype) == "float64"
@@ -48,7 +57,7 @@ def test_every_field_of_a_record_comes_back(ledger: Ledger) -> None:
     record = make_record(parent_run_id="feed" * 4, scale="w32", role="verification", device="cpu", wall_seconds=1.25)
     ledger.record(record)
     row = ledger.runs().iloc[0]
-    for name in record.model_fields_set - {"mix", "loss_by_domain", "curve", "spec", "bits_per_byte"}:
+    for name in record.model_fields_set - {"mix", "loss_by_domain", "curve", "spec", "bits_per_byte", "tokens_trained"}:
         assert row[name] == getattr(record, name), name
     assert row["mix/code"] == record.mix["code"]
     assert ledger.spec(record.run_id) == record.spec

@@ -22,11 +22,14 @@ from foretune.records import CurvePoint, RunOutcome, RunSpec, RunStatus
 from foretune.resolution import resolve_corpus
 from foretune.runners import Observer, Runner, make_runner
 from foretune.sections import RunnerSection, SurfaceSection
+from foretune.space import Choice
 from foretune.study import Study, load_study
 
 ROOT = Path(__file__).parents[2]
+SEARCH, CHECKS, FAILING = 2 * 4 * 6, 2 * 3, 2 * 4
+"""Runs of the demo study: its search, its verification, and those at one learning rate."""
 SURFACE = SurfaceSection(
-    lr_coefficient=1.0, lr_params_exponent={"mup": -0.4, "standard": -0.55}, lr_tokens_exponent=0.0, lr_curvature=0.02
+    lr_coefficient=1.0, lr_params_exponent={"mup": -0.4, "standard": -0.5}, lr_tokens_exponent=0.0, lr_curvature=0.02
 )
 
 
@@ -126,7 +129,7 @@ def test_interrupted_anywhere_it_ends_as_if_never_interrupted(study: Study, ledg
 def test_a_broken_executor_is_started_again_from_the_ledger(study: Study, ledger: Ledger) -> None:
     watcher = Watcher()
     launch(study, ledger, watcher, Breaking(make_runner(study.runner, workspace=Path("unused")), 5))
-    assert len(watcher.executed) == len(set(watcher.executed)) == 48
+    assert len(watcher.executed) == len(set(watcher.executed)) == SEARCH + CHECKS
     assert sum("planning again" in note for note in watcher.notes) >= 9
 
 
@@ -140,24 +143,24 @@ def test_failed_runs_are_counted_and_tried_again_by_the_next_launch(study: Study
     watcher = Watcher()
     launch(study, ledger, watcher, failing)
     frame = ledger.runs(study.study.name)
-    assert (frame["status"] == "failed").sum() == 6
+    assert (frame["status"] == "failed").sum() == FAILING
     assert {str(failure).partition(": ")[2] for failure in ledger.failures(study.study.name)} == {"out of memory"}
     again = Watcher()
     launch(study, ledger, again)
-    assert len(again.plans[0].todo) == 6
+    assert len(again.plans[0].todo) == FAILING
     assert ledger.failures(study.study.name) == []
 
 
 def test_the_forecast_is_written_down_before_its_runs_and_stands(study: Study, ledger: Ledger) -> None:
     with pytest.raises(KeyboardInterrupt):
-        launch(study, ledger, Watcher(stop_after=43))
+        launch(study, ledger, Watcher(stop_after=SEARCH + 1))
     (first,) = ledger.forecasts(study.study.name)
     launch(study, ledger, Watcher())
     (second,) = ledger.forecasts(study.study.name)
     assert first == second
     frame = ledger.runs(study.study.name)
     checked = frame[frame["role"] == "verification"]
-    assert len(checked) == 6
+    assert len(checked) == CHECKS
     assert first.created_at <= checked["created_at"].min()
     centre = first.payload["branches"]["mup"]["centre"]["peak_lr"]
     rates = checked.loc[checked["parametrization"] == "mup", "peak_lr"]
@@ -169,7 +172,7 @@ def test_the_answer_finds_the_planted_truth(study: Study, ledger: Ledger) -> Non
     answer = answer_study(study, ledger)
     assert [branch.parametrization for branch in answer.branches] == ["mup", "standard"]
     params = answer.target.params_non_embedding
-    for branch, exponent in zip(answer.branches, (-0.4, -0.55), strict=True):
+    for branch, exponent in zip(answer.branches, (-0.4, -0.5), strict=True):
         assert branch.forecast is not None
         assert branch.forecast.peak_lr is not None
         interval = branch.forecast.peak_lr
@@ -181,6 +184,61 @@ def test_the_answer_finds_the_planted_truth(study: Study, ledger: Ledger) -> Non
         assert check.regret is not None
         assert 0 <= check.regret < 0.01
         assert check.loss_inside
+
+
+def test_an_edited_study_does_not_pool_what_it_no_longer_asks_for(study: Study, ledger: Ledger) -> None:
+    launch(study, ledger, Watcher())
+    before = answer_study(study, ledger)
+    edited = study.model_copy(update={"training": study.training.model_copy(update={"weight_decay": 0.3})})
+    launch(edited, ledger, Watcher())
+    after = answer_study(edited, ledger)
+    roles = after.runs["role"].value_counts()
+    assert roles.to_dict() == {"search": SEARCH, "verification": CHECKS, "retired": SEARCH + CHECKS}
+    for branch, earlier in zip(after.branches, before.branches, strict=True):
+        assert branch.fit is not None
+        assert earlier.fit is not None
+        assert branch.fit.evidence.runs <= SEARCH // 2
+        reasons = {item.reason: item.runs for item in branch.fit.evidence.excluded}
+        assert reasons["asked for by an earlier version of the study"] == SEARCH + CHECKS
+    assert all(len(check.runs) == 3 for check in after.verification)
+
+
+def test_a_scale_that_is_held_out_later_is_not_seen_by_the_forecast(study: Study, ledger: Ledger) -> None:
+    launch(study.model_copy(update={"verification": None}), ledger, Watcher())
+    launch(study, ledger, Watcher())
+    (registered,) = ledger.forecasts(study.study.name)
+    for record in registered.payload["branches"].values():
+        assert record["forecast"]["extrapolation"]["params"] > 3.9
+        assert record["forecast"]["evidence"]["cells"] == 4
+
+
+def test_verification_of_an_extended_study_judges_the_new_forecast_alone(study: Study, ledger: Ledger) -> None:
+    launch(study, ledger, Watcher())
+    search = study.search.model_copy(update={"space": {**study.search.space, "seed": Choice(values=(0, 1))}})
+    launch(study.model_copy(update={"search": search}), ledger, Watcher())
+    answer = answer_study(study, ledger)
+    assert len(ledger.forecasts(study.study.name)) == 2
+    for check in answer.verification:
+        assert len(check.loss_by_lr) == 3
+        assert len(check.runs) == 6
+    assert answer.registered_before_runs
+
+
+def test_a_forecast_that_came_after_its_runs_says_so(study: Study, ledger: Ledger) -> None:
+    launch(study, ledger, Watcher())
+    renamed = study.model_copy(update={"study": study.study.model_copy(update={"name": "renamed"})})
+    watcher = Watcher()
+    launch(renamed, ledger, watcher)
+    assert watcher.executed == []
+    answer = answer_study(renamed, ledger)
+    assert answer.registered_before_runs is False
+    assert answer.to_dict()["verification"]["registered_before_runs"] is False
+
+
+def test_nothing_finished_is_no_answer(study: Study, ledger: Ledger) -> None:
+    ledger.save_study(study.study.name, study.snapshot())
+    with pytest.raises(InputError, match="no run has finished yet"):
+        answer_study(study, ledger)
 
 
 def test_two_drivers_of_one_study_are_one_too_many(study: Study, ledger: Ledger) -> None:
@@ -198,15 +256,15 @@ def test_watchers_see_progress(study: Study, ledger: Ledger) -> None:
 
     watcher = Seeing()
     launch(study, ledger, watcher)
-    assert len(watcher.points) >= 48
-    assert watcher.report()["ended"] == watcher.report()["runs"] == 6
+    assert len(watcher.points) >= SEARCH
+    assert watcher.report()["ended"] == watcher.report()["runs"] == CHECKS
 
 
 def test_a_killed_driver_loses_and_repeats_nothing(tmp_path: Path) -> None:
     from benchmarks.driver_kill import torment, write_study
 
     lost, repeated, launches, rows = torment(write_study(tmp_path, real=False), tmp_path, 2, (1.5, 3.0), seed=1)
-    assert (lost, repeated, launches, rows) == (0, 0, 3, 48)
+    assert (lost, repeated, launches, rows) == (0, 0, 3, SEARCH + CHECKS)
 
 
 def test_terminated_driver_says_how_to_go_on(tmp_path: Path) -> None:

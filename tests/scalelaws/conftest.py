@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binom
 
 import scalelaws
 from scalelaws import Observations
@@ -28,6 +29,12 @@ def published_runs() -> Callable[[str], pd.DataFrame]:
         return pd.read_csv(path)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def fewest_hits() -> Callable[[int], int]:
+    """Fewest hits of so many intervals at 90 %, but for a chance of 0.1 %; more hits are caution, not error."""
+    return lambda repetitions: int(binom.ppf(0.001, repetitions, 0.9))
 
 
 def lift(x: np.ndarray, skew: float, curvature: float) -> np.ndarray:

@@ -66,6 +66,41 @@ def test_from_frame_understands_the_aliases():
     assert runs.scope["seq_len"] == "2048"
 
 
+def test_a_bare_bs_counts_sequences():
+    frame = pd.DataFrame({"N": [1e6], "D": [1e8], "bs": [16], "loss": [4.0]})
+    assert Observations.from_frame(frame.assign(seq_len=2048)).batch_tokens.tolist() == [32768]
+    assert Observations.from_frame(frame.assign(bs_tokens=4096)).batch_tokens.tolist() == [4096]
+    with pytest.raises(ObservationError, match="'bs' counts sequences: add a column seq_len"):
+        Observations.from_frame(frame)
+
+
+def make_run_table():
+    return pd.DataFrame({
+        "N": [1e6] * 5, "D": [1e8] * 5, "loss": [4.0, None, None, 3.9, None],
+        "status": ["completed", "diverged", "failed", "completed", "failed"],
+        "role": ["proxy", None, "proxy", "verification", "verification"],
+        "optimizer": ["adamw", "adamw", "adamw", "muon", "muon"],
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("nullable", [False, True])
+def test_failed_and_verification_runs_are_left_out_once_each(nullable):
+    frame = make_run_table().convert_dtypes() if nullable else make_run_table()
+    runs = Observations.from_frame(frame, excluded=[Exclusion("by hand", 4)])
+    assert runs.diverged.tolist() == [False, True]
+    assert runs.scope["optimizer"] == "adamw"
+    assert runs.excluded == (
+        Exclusion("by hand", 4),
+        Exclusion("failed", 2),
+        Exclusion("held out to verify the forecast", 1),
+    )
+
+
+def test_a_table_with_nothing_to_fit_lists_what_was_left_out():
+    with pytest.raises(ObservationError, match="no runs to fit: 2 failed; 1 held out to verify the forecast"):
+        Observations.from_frame(make_run_table().iloc[2:])
+
+
 def test_from_frame_reads_nullable_columns():
     frame = pd.DataFrame({"params_non_embedding": [1, 2], "tokens": [3, 4], "loss": [2.0, None]}).convert_dtypes()
     assert Observations.from_frame(frame).diverged.tolist() == [False, True]

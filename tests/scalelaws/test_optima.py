@@ -91,10 +91,34 @@ def test_flat_losses_are_refused():
     assert refused >= 34
 
 
-def test_losses_that_bend_down_are_refused():
-    loss = 3.0 * np.exp(-0.01 * np.log(RATES / RATES[3]) ** 2)
-    loss[2] = loss.min() * 0.9999
-    assert find_basin_optimum(RATES, loss).status in (Status.UPSIDE_DOWN, Status.EDGE_HIGH, Status.EDGE_LOW)
+@pytest.mark.parametrize("bend", [0.002, 0.01, 0.05])
+@pytest.mark.parametrize("shift", [0.9, 1.0, 1.1])
+def test_losses_that_bend_down_are_refused(bend, shift):
+    """Without noise the lowest run is at an edge, and still no wider grid is advised."""
+    found = find_basin_optimum(RATES, parabola(RATES, RATES[3] * shift, -bend))
+    assert found.status is Status.UPSIDE_DOWN
+    assert found.suggested_extension == ()
+    assert "bend downwards" in found.message
+
+
+def test_noisy_losses_that_bend_down_are_refused():
+    for seed in range(40):
+        noise = 0.002 * np.random.default_rng(seed).standard_normal(len(RATES))
+        found = find_basin_optimum(RATES, parabola(RATES, 1e-3, -0.02) * np.exp(noise))
+        assert found.status is Status.UPSIDE_DOWN
+
+
+@pytest.mark.parametrize("height", [0.02, 0.1, 0.3])
+def test_a_sweep_that_falls_to_one_edge_is_a_bound_however_it_bends(height):
+    x = np.log(RATES / RATES[0])
+    assert find_basin_optimum(RATES, 3 + height * np.tanh(x)).status is Status.EDGE_LOW
+    assert find_basin_optimum(RATES, 3 - height * x**2 / 10).status is Status.EDGE_HIGH
+
+
+def test_a_hill_below_diverged_runs_is_upside_down():
+    loss = parabola(RATES, 1e-3, -0.02)
+    loss[-1] = np.nan
+    assert find_basin_optimum(RATES, loss).status is Status.UPSIDE_DOWN
 
 
 def test_far_wings_are_left_out(basin):

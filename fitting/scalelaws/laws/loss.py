@@ -17,6 +17,7 @@ from scalelaws.intervals import draw_variances, pool_variance, resample_weights
 from scalelaws.laws.base import FitOptions, LossLaw
 from scalelaws.observations import BoolArray, FloatArray, Observations, count_levels
 from scalelaws.powers import Minima, Objective, Problems, evaluate, minimise, predict_log, project_starts
+from scalelaws.repeats import average_repeats
 from scalelaws.results import Estimate, Evidence, Fit, Status, find_horizon_path
 
 Variable = Literal["params", "tokens", "compute"]
@@ -37,6 +38,8 @@ STARTS_KEPT = 8
 """The most promising starts that are polished; on published runs all of them reach one minimum."""
 PLAUSIBLE_EXPONENTS = (0.0, 2.0)
 """Outside of these the loss grows with scale, or falls faster than any published curve by a factor of four."""
+VANISHED = 1e-6
+"""A term below this share of the loss has vanished: its coefficient went to its bound 0 (reruns differ by .0005)."""
 SPREAD_NEEDED = 0.05
 """Assumption: ln D must leave the line in ln N by this share of its own spread before N and D can be told apart."""
 
@@ -75,8 +78,9 @@ class SumOfPowers(LossLaw):
         problem = self._refuse(tuned)
         if problem is not None:
             return self._unfitted(tuned, options, problem, time.perf_counter() - started)
-        task = _Task.of(self, tuned, options)
-        return task.finish(started)
+        cells, hidden = average_repeats(tuned)
+        task = _Task.of(self, cells, options)
+        return task.finish(started, Evidence.of(tuned, tuned.excluded), float(hidden.mean()))
 
     def _refuse(self, tuned: Observations) -> tuple[Status, str] | None:
         """Why these runs cannot hold this law, if they cannot."""
@@ -187,10 +191,10 @@ def _spans_plane(tuned: Observations) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """One law on one set of tuned runs, in logs."""
+    """One law on the means of tuned cells, in logs."""
 
     law: SumOfPowers
-    tuned: Observations
+    cells: Observations
     options: FitOptions
     kind: str
     u: FloatArray
@@ -199,22 +203,23 @@ class _Task:
     w: FloatArray
 
     @classmethod
-    def of(cls, law: SumOfPowers, tuned: Observations, options: FitOptions) -> _Task:
-        logs = np.log(np.stack([_scale(tuned, term[0]) for term in law.terms], axis=1))
+    def of(cls, law: SumOfPowers, cells: Observations, options: FitOptions) -> _Task:
+        logs = np.log(np.stack([_scale(cells, term[0]) for term in law.terms], axis=1))
         kind = options.objective
         if kind == "auto":
-            kind = choose_objective(len(tuned.cells()), len(law.terms))
-        return cls(law, tuned, options, kind, logs - logs.mean(axis=0), logs.mean(axis=0), np.log(tuned.loss),
-                   _weights(tuned, kind))  # fmt: skip
+            kind = choose_objective(len(cells.cells()), len(law.terms))
+        return cls(law, cells, options, kind, logs - logs.mean(axis=0), logs.mean(axis=0), np.log(cells.loss),
+                   _weights(cells, kind))  # fmt: skip
 
-    def finish(self, started: float) -> Fit:
+    def finish(self, started: float, evidence: Evidence, hidden: float) -> Fit:
+        """The Fit; `hidden` is the variance of ln loss that the means of repeats lack and a single run has."""
         objective, best, noise_dof = self._solve()
         draws, converged = self._draw(objective, best, noise_dof)
         values = self._natural(best.t)[0]
-        status, message = self._judge(values, bool(best.converged[0]), converged)
+        status, message = self._judge(values, best, converged)
         residuals = predict_log(best.t, self.u)[0] - self.y
         scatter = self._scatter(objective, residuals)
-        drift, _ = estimate_drift(self.tuned.compute, scatter, self._backcast)
+        drift, _ = estimate_drift(self.cells.compute, scatter, self._backcast)
         names, level = self.law.parameter_names, self.options.level
         parameters = {
             name: Estimate.from_draws(draws[:, i], level, value=values[i], unit="nats" if name == "E" else "")
@@ -223,9 +228,10 @@ class _Task:
         return Fit(
             law=self.law.name, formula=self.law.formula, parameters=parameters, draws=draws,
             objective=self._describe(objective), objective_value=float(best.value[0]), status=status, message=message,
-            rmse_log=float(np.sqrt(np.mean(residuals**2))), scatter_log=scatter, drift_log_per_efold=drift,
-            evidence=Evidence.of(self.tuned, self.tuned.excluded),
-            seconds=time.perf_counter() - started, level=level, scope=dict(self.tuned.scope), warnings=self._warn(),
+            rmse_log=float(np.sqrt(np.mean(residuals**2))), scatter_log=float(np.hypot(scatter, np.sqrt(hidden))),
+            drift_log_per_efold=drift,
+            evidence=evidence, seconds=time.perf_counter() - started, level=level, scope=dict(self.cells.scope),
+            warnings=self._warn(),
         )  # fmt: skip
 
     def _problems(self, y: FloatArray, w: FloatArray, prior_mean: FloatArray | None = None) -> Problems:
@@ -260,14 +266,14 @@ class _Task:
 
     def _draw(self, objective: Objective, best: Minima, dof: float) -> tuple[FloatArray, float]:
         """Draws in natural units, and the share of them that converged."""
-        rng, count, runs = np.random.default_rng(self.options.seed), self.options.bootstrap, len(self.y)
-        y, w = np.broadcast_to(self.y, (count, runs)), np.broadcast_to(self.w, (count, runs))
+        rng, count, cells = np.random.default_rng(self.options.seed), self.options.bootstrap, len(self.y)
+        y, w = np.broadcast_to(self.y, (count, cells)), np.broadcast_to(self.w, (count, cells))
         means = None
         if self.kind == "huber":
-            w = w * resample_weights(runs, count, rng)
+            w = w * resample_weights(cells, count, rng)
         else:
             noise = np.sqrt(draw_variances(objective.noise_log**2, dof, count, rng))
-            y = y + noise[:, None] * rng.standard_normal((count, runs)) / np.sqrt(self.w)
+            y = y + noise[:, None] * rng.standard_normal((count, cells)) / np.sqrt(self.w)
             means = rng.normal(np.log(PRIOR_EXPONENT), PRIOR_EXPONENT_SD, (count, len(self.law.terms)))
         found = minimise(np.repeat(best.t, count, axis=0), self._problems(y, w, means), objective)
         return self._natural(found.t), float(found.converged.mean())
@@ -278,14 +284,19 @@ class _Task:
         exponents = t[:, 1 + terms :]
         return np.concatenate([np.exp(t[:, :1]), np.exp(t[:, 1 : 1 + terms] + exponents * self.centre), exponents], 1)
 
-    def _judge(self, values: FloatArray, converged: bool, share: float) -> tuple[Status, str]:
+    def _judge(self, values: FloatArray, best: Minima, share: float) -> tuple[Status, str]:
         low, high = PLAUSIBLE_EXPONENTS
         exponents = values[1 + self.u.shape[1] :]
-        if not converged or share < 0.95:
+        if not best.converged[0] or share < 0.95:
             return Status.NOT_CONVERGED, f"{Status.NOT_CONVERGED.value}: {100 * share:.0f} % of the draws converged"
         if not ((exponents > low) & (exponents < high)).all():
             listed = ", ".join(f"{value:.3g}" for value in exponents)
             return Status.IMPLAUSIBLE, f"{Status.IMPLAUSIBLE.value} (exponents {listed}; expected {low:g} to {high:g})"
+        shares = np.exp(best.t[0, 1 : 1 + self.u.shape[1]] - self.y.mean())
+        gone = [name for (_, name, _), share in zip(self.law.terms, shares, strict=True) if share < VANISHED]
+        if gone:
+            listed = ", ".join(gone)
+            return Status.BOUND_HIT, f"{Status.BOUND_HIT.value} ({listed} = 0: the loss does not fall with that scale)"
         return Status.CONVERGED, Status.CONVERGED.value
 
     def _warn(self) -> tuple[str, ...]:
@@ -294,15 +305,15 @@ class _Task:
         return ("power_law_compute holds for targets that split compute between N and D as these runs do",)
 
     def _scatter(self, objective: Objective, residuals: FloatArray) -> float:
-        """Scatter of a new run: the noise that was estimated, or what puts 90 % of the residuals within 1.645 of it."""
+        """Scatter of a cell's mean: the estimated noise, or what puts 90 % of the residuals within 1.645 of it."""
         if self.kind == "map":
             return objective.noise_log
         spare = max(len(residuals) - 1 - 2 * self.u.shape[1], 1)
         return float(np.quantile(np.abs(residuals), 0.9) / 1.645 * np.sqrt(len(residuals) / spare))
 
     def _backcast(self, train: BoolArray) -> FloatArray | None:
-        """Errors of ln loss of the later runs, from a fit of the earlier ones."""
-        earlier = self.tuned.rows(np.flatnonzero(train))
+        """Errors of ln loss of the later cells, from a fit of the earlier ones."""
+        earlier = self.cells.rows(np.flatnonzero(train))
         if self.law._refuse(earlier) is not None:
             return None
         task = _Task.of(self.law, earlier, self.options)
@@ -312,15 +323,15 @@ class _Task:
 
     def _describe(self, objective: Objective) -> str:
         if self.kind == "huber":
-            return f"sum of Huber penalties of ln loss, delta {objective.huber_delta:g}; intervals from resampled runs"
+            return f"sum of Huber penalties of ln loss, delta {objective.huber_delta:g}; intervals from resampled cells"
         return (
             f"posterior mode: noise of ln loss {objective.noise_log:.2g}, priors ln exponent ~ normal(ln "
             f"{PRIOR_EXPONENT:g}, {PRIOR_EXPONENT_SD:g}) and E >= 0; intervals from perturbed data and priors"
         )
 
 
-def _weights(tuned: Observations, kind: str) -> FloatArray:
-    """Equal weights, or less for a run whose known standard error exceeds the expected misfit."""
-    if tuned.loss_se_log is None or kind == "huber":
-        return np.ones(len(tuned))
-    return np.asarray(PRIOR_NOISE_LOG**2 / (PRIOR_NOISE_LOG**2 + tuned.loss_se_log**2))
+def _weights(cells: Observations, kind: str) -> FloatArray:
+    """Equal weights, or less for a cell whose known standard error exceeds the expected misfit."""
+    if cells.loss_se_log is None or kind == "huber":
+        return np.ones(len(cells))
+    return np.asarray(PRIOR_NOISE_LOG**2 / (PRIOR_NOISE_LOG**2 + cells.loss_se_log**2))

@@ -117,7 +117,8 @@ def _spread_windows(corpus: Corpus, domain: str, seq_len: int, sequences: int) -
 
 def _cumulate(shares: list[float]) -> list[int]:
     """The bounds of the domains' intervals: 0, ..., 2^64."""
-    bounds = [round(float(bound) * UNIT) for bound in np.cumsum(shares)]
+    # a share below the rounding of the sum leaves a bound at 2^64, which 64 bits do not hold
+    bounds = [min(round(float(bound) * UNIT), UNIT - 1) for bound in np.cumsum(shares)]
     return [0, *bounds[:-1], UNIT]
 
 

@@ -45,7 +45,7 @@ class Corpus:
     digest: str
     """SHA-256 over the tokenizer and the tokens of every domain and split."""
     tokenizer: str
-    """`bytes`, `ids:VOCAB`, or the SHA-256 of the tokenizer file."""
+    """`bytes`, `ids:VOCAB`, `ids:VOCAB:EOD`, or the SHA-256 of the tokenizer file."""
     vocab_size: int
     """One more than the largest id."""
     end_of_document: int | None

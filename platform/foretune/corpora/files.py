@@ -27,8 +27,6 @@ SUFFIXES = {
 BOOK_CHARACTERS = 2**16
 """A text file above this is a book, not a document: it is cut into sections, so that some can be held out."""
 SECTION_CHARACTERS = 2**13
-BLOCK_TOKENS = 2**13
-"""Flat token files have no documents; blocks of this size are split instead (assumption: longer than any context)."""
 
 
 def find_file_sources(name: str, section: DomainSection) -> DomainSource:
@@ -177,9 +175,7 @@ def _read_tokens(path: Path, where: str, section: DomainSection) -> Iterator[Doc
             f"it is truncated, or the format is another"
         )
     ids = np.memmap(path, dtype=dtype, mode="r") if size else np.empty(0, dtype)
-    for start in range(0, len(ids), BLOCK_TOKENS):
-        block = np.asarray(ids[start : start + BLOCK_TOKENS])
-        yield Document(block, ends=False, origin=str(path), offset=start)
+    yield Document(ids, ends=False, origin=str(path))  # mapped, not read; a TokenCutter finds its documents
 
 
 class _Utf8File:

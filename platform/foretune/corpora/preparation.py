@@ -24,14 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretune.corpora.corpus import MANIFEST, Corpus, DomainFacts, check_splits, read_corpus, token_file
-from foretune.corpora.documents import SPLITS, Document, DomainSource, Split, Splitter
+from foretune.corpora.documents import BLOCK_TOKENS, SPLITS, Document, DomainSource, Split, Splitter, TokenCutter
 from foretune.corpora.files import find_file_sources
 from foretune.corpora.stdlib import find_stdlib_sources
 from foretune.corpora.tokenization import BATCH_DOCUMENTS, Tokenizer, make_tokenizer
 from foretune.errors import InputError
 from foretune.sections import DataSection
 
-LAYOUT = 1
+LAYOUT = 2
 """Grows when the same sources would be prepared differently."""
 STALE_SECONDS = 24 * 3600
 """Age at which a draft has no writer any more (assumption: no corpus takes a day)."""
@@ -124,9 +124,10 @@ def _write_corpus(section: DataSection, sources: list[DomainSource], notes: tupl
     names = {source.name: source for source in sources}
     files: dict[str, dict[str, Any]] = {}
     domains = {}
+    cutter = TokenCutter(tokenizer.end_of_document)
     for name, source in names.items():
         writers = {split: _TokenWriter(draft / token_file(name, split, names), dtype) for split in SPLITS}
-        domains[name] = _write_domain(source, tokenizer, Splitter(fraction), writers)
+        domains[name] = _write_domain(source, tokenizer, cutter, Splitter(fraction), writers)
         files |= {writer.path.name: writer.close() for writer in writers.values()}
     check_splits(domains)
     tokenizer.save(draft)
@@ -138,9 +139,19 @@ def _write_corpus(section: DataSection, sources: list[DomainSource], notes: tupl
         "dtype": dtype,
         "domains": {name: asdict(facts) for name, facts in domains.items()},
         "files": files,
-        "notes": notes,
+        "notes": (*notes, *_describe_uncut(cutter)),
     }
     (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _describe_uncut(cutter: TokenCutter) -> Iterator[str]:
+    files = cutter.files_without_ends
+    if files:
+        yield (
+            f"{len(files)} token files, for example {files[0]}, have no end-of-document id that is known: they are "
+            f"split in blocks of {BLOCK_TOKENS} tokens, and text that repeats is not detected, so it may be in train "
+            f"and validation; name the id, with ids:VOCAB:EOD or the tokenizer.json that wrote them"
+        )
 
 
 def _digest(tokenizer: Tokenizer, names: dict[str, Any], files: dict[str, dict[str, Any]]) -> str:
@@ -153,9 +164,10 @@ def _digest(tokenizer: Tokenizer, names: dict[str, Any], files: dict[str, dict[s
 
 def _read_train_texts(sources: list[DomainSource], validation_fraction: float) -> Iterator[str]:
     for source in sources:
-        for split, document in Splitter(validation_fraction).split(source.read()):
-            if split == "train" and isinstance(document.content, str):
-                yield document.content
+        texts = (document for document in source.read() if isinstance(document.content, str))
+        for split, document in Splitter(validation_fraction).split(texts):
+            if split == "train":
+                yield str(document.content)
 
 
 class _TokenWriter:
@@ -182,9 +194,13 @@ class _TokenWriter:
 
 
 def _write_domain(
-    source: DomainSource, tokenizer: Tokenizer, splitter: Splitter, writers: dict[Split, _TokenWriter]
+    source: DomainSource,
+    tokenizer: Tokenizer,
+    cutter: TokenCutter,
+    splitter: Splitter,
+    writers: dict[Split, _TokenWriter],
 ) -> DomainFacts:
-    kept = splitter.split(source.read())
+    kept = splitter.split(cutter.cut(source.read()))
     while batch := list(itertools.islice(kept, BATCH_DOCUMENTS)):
         for (split, document), ids in zip(batch, _encode(source.name, batch, tokenizer), strict=True):
             _append_document(document, ids, tokenizer.end_of_document, writers[split])

@@ -1,7 +1,7 @@
 """Text to token ids: bytes, a byte-level BPE trained on the corpus, or the tokenizer file of a model.
 
 A study names its tokenizer as `bytes`, `bpe:VOCAB`, `PATH/tokenizer.json`, or `ids:VOCAB` when all of its domains are
-flat token files, whose text is not known.
+flat token files, whose text is not known; `ids:VOCAB:EOD` also names the id that ends a document in them.
 """
 
 from __future__ import annotations
@@ -58,12 +58,11 @@ class ByteTokenizer(Tokenizer):
 class IdTokenizer(Tokenizer):
     """No text at all: the ids of flat token files, below a given vocabulary size."""
 
-    end_of_document = None
-
-    def __init__(self, vocab_size: int) -> None:
-        """`vocab_size` is that of the tokenizer which wrote the files."""
+    def __init__(self, vocab_size: int, end_of_document: int | None = None) -> None:
+        """Both are of the tokenizer which wrote the files."""
         self.vocab_size = vocab_size
-        self.digest = f"ids:{vocab_size}"
+        self.end_of_document = end_of_document
+        self.digest = f"ids:{vocab_size}" if end_of_document is None else f"ids:{vocab_size}:{end_of_document}"
 
     def encode(self, texts: list[str]) -> list[NDArray[np.integer]]:
         """Refuse: there is no tokenizer for text."""
@@ -103,11 +102,14 @@ def make_tokenizer(name: str, train_texts: Callable[[], Iterator[str]]) -> Token
     if kind == "bpe":
         return _train_bpe(_read_vocab(name, argument, MIN_BPE_VOCAB), train_texts())
     if kind == "ids":
-        return IdTokenizer(_read_vocab(name, argument, 2))
+        size, _, end = argument.partition(":")
+        vocab_size = _read_vocab(name, size, 2)
+        return IdTokenizer(vocab_size, _read_end(name, end, vocab_size) if argument != size else None)
     if name.endswith(".json"):
         return _load_tokenizer(Path(name))
     raise InputError(
-        f"data.tokenizer: must be bytes, bpe:VOCAB, ids:VOCAB or the path of a tokenizer.json, got {name!r}"
+        f"data.tokenizer: must be bytes, bpe:VOCAB, ids:VOCAB, ids:VOCAB:EOD or the path of a tokenizer.json, "
+        f"got {name!r}"
     )
 
 
@@ -116,6 +118,15 @@ def _read_vocab(name: str, argument: str, smallest: int) -> int:
         raise InputError(
             f"data.tokenizer: the vocabulary must be a whole number in [{smallest}, 2^32], got {name!r}; "
             f"for example {name.partition(':')[0]}:4096"
+        )
+    return int(argument)
+
+
+def _read_end(name: str, argument: str, vocab_size: int) -> int:
+    if not argument.isdecimal() or int(argument) >= vocab_size:
+        raise InputError(
+            f"data.tokenizer: the end-of-document id must be a whole number below the vocabulary of {vocab_size}, "
+            f"got {name!r}; for example ids:50304:50256"
         )
     return int(argument)
 

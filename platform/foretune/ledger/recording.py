@@ -125,7 +125,11 @@ def _same_result(connection: Connection, row: sa.RowMapping, record: RunRecord) 
 
 def _note_conflict(connection: Connection, record: RunRecord) -> None:
     """Keep the second result aside, once however often it comes."""
-    result = [record.status.value, repr(record.loss), sorted((k, repr(v)) for k, v in record.loss_by_domain.items())]
+    result: list[Any] = [
+        record.status.value,
+        repr(record.loss),
+        sorted((k, repr(v)) for k, v in record.loss_by_domain.items()),
+    ]
     result.append([repr(getattr(record, name)) for name in SETTINGS])
     key = {"run_id": record.run_id, "digest": hash_content(result)[:16]}
     known = sa.select(conflicts.c.digest).filter_by(**key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from foretune.records import RunRecord, RunStatus
 if TYPE_CHECKING:
     import pandas as pd
 
+RETIRED = "retired"
+"""The role of a run that an earlier version of the study asked for."""
 IDS_PER_QUERY = 500
 """Run ids in one query; SQLite takes 999 in builds before 3.32."""
 
@@ -125,19 +127,21 @@ class Ledger:
     def enroll(self, study: str, asked: Iterable[tuple[str, str, str]]) -> None:
         """Say which runs (run_id, scale, role) a study is made of; known ones get the scale and role given now.
 
-        Runs of these roles that an earlier launch planned, that never ran and that are not asked for now leave it.
+        Runs of these roles that an earlier launch planned and that are not asked for now leave the study if they never
+        ran; if they did, they stay with the role `retired`, so that no fit takes them for runs of the study as it is.
+        Imported runs are not touched.
         """
         rows = {
             run_id: {"study": study, "run_id": run_id, "scale": scale, "role": role} for run_id, scale, role in asked
         }
-
         roles = {row["role"] for row in rows.values()}
 
         def replace(connection: Connection) -> None:
-            planned = sa.select(members.c.run_id).where(members.c.study == study, members.c.role.in_(roles))
-            waiting = connection.execute(planned.where(members.c.run_id.not_in(sa.select(runs.c.run_id)))).scalars()
-            for ids in _batch([run_id for run_id in waiting if run_id not in rows]):
-                connection.execute(members.delete().where(members.c.study == study, members.c.run_id.in_(ids)))
+            for ids in _batch(_list_dropped(connection, study, roles, rows)):
+                dropped = sa.and_(members.c.study == study, members.c.run_id.in_(ids))
+                never_ran = members.c.run_id.not_in(sa.select(runs.c.run_id))
+                connection.execute(members.delete().where(dropped, never_ran))
+                connection.execute(members.update().where(dropped).values(role=RETIRED))
             for ids in _batch(list(rows)):
                 connection.execute(members.delete().where(members.c.study == study, members.c.run_id.in_(ids)))
                 connection.execute(members.insert(), [rows[run_id] for run_id in ids])
@@ -300,6 +304,15 @@ def _read_domains(connection: Connection, study: str | None) -> Iterator[DomainV
 def _list_studies(connection: Connection) -> list[str]:
     launched = set(connection.execute(sa.select(studies.c.study).distinct()).scalars())
     return sorted(launched | set(connection.execute(sa.select(members.c.study).distinct()).scalars()))
+
+
+def _list_dropped(connection: Connection, study: str, roles: set[str], asked: Container[str]) -> list[str]:
+    """Members in these roles, executed by this program or never run, that are not asked for."""
+    imported = sa.select(runs.c.run_id).where(runs.c.source.not_in(("trained", "replay")))
+    planned = sa.select(members.c.run_id).where(
+        members.c.study == study, members.c.role.in_(roles), members.c.run_id.not_in(imported)
+    )
+    return [run_id for run_id in connection.execute(planned).scalars() if run_id not in asked]
 
 
 def _require_study(connection: Connection, study: str | None) -> None:

@@ -72,6 +72,7 @@ runs = sa.Table(
     _text("scale", nullable=False),
     _text("role", nullable=False),
     _number("bits_per_byte"),
+    _integer("tokens_trained"),
     sa.Column("attempts", sa.BigInteger, nullable=False),
     _text("spec"),
 )

@@ -6,12 +6,14 @@ the run, the step and the SHA-256 of the state, because torch reads a flipped by
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import torch
 
 KEPT = 2
 """Checkpoints kept: the newest, and one to walk back to."""
+STALE_SECONDS = 3600
+"""Age at which a draft has no writer any more (assumption: no checkpoint takes an hour to write)."""
 STATE = "state.pt"
 MANIFEST = "manifest.json"
 _log = logging.getLogger(__name__)
@@ -36,14 +40,11 @@ class CheckpointFolder:
         """Write the state after `step` steps; tensors and plain data only."""
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix="draft-", dir=self.folder))
-        with (draft / STATE).open("wb") as file:
-            torch.save(state, file)
-            _flush(file.fileno(), file)
-        manifest = {"run_id": self.run_id, "step": step, "sha256": _hash_file(draft / STATE)}
-        with (draft / MANIFEST).open("w") as file:
-            json.dump(manifest, file)
-            _flush(file.fileno(), file)
-        self._publish(draft, self.folder / f"step-{step:010d}")
+        try:
+            self._write(draft, step, state)
+            self._publish(draft, self.folder / f"step-{step:010d}")
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)  # what is published has another name
         self._prune()
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
@@ -54,6 +55,15 @@ class CheckpointFolder:
             except Exception as error:  # whatever is wrong with it, an older one may be right
                 _log.warning("checkpoint %s not used: %s", checkpoint, error)
         return None
+
+    def _write(self, draft: Path, step: int, state: dict[str, Any]) -> None:
+        with (draft / STATE).open("wb") as file:
+            torch.save(state, file)
+            _flush(file.fileno(), file)
+        manifest = {"run_id": self.run_id, "step": step, "sha256": _hash_file(draft / STATE)}
+        with (draft / MANIFEST).open("w") as file:
+            json.dump(manifest, file)
+            _flush(file.fileno(), file)
 
     def _read(self, checkpoint: Path, device: torch.device) -> dict[str, Any]:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
@@ -74,8 +84,13 @@ class CheckpointFolder:
         _sync_folder(self.folder)
 
     def _prune(self) -> None:
-        for stale in [*self._list()[:-KEPT], *self.folder.glob("draft-*")]:
-            shutil.rmtree(stale, ignore_errors=True)
+        """Remove old checkpoints, and the drafts of killed processes; a young draft may still be written to."""
+        for checkpoint in self._list()[:-KEPT]:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        for draft in self.folder.glob("draft-*"):
+            with contextlib.suppress(OSError):
+                if time.time() - draft.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(draft, ignore_errors=True)
 
 
 def _flush(descriptor: int, file: Any) -> None:

@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The normed input, in its own type."""
-        return F.rms_norm(x, self.gain.shape, self.gain, NORM_EPS)
+        return F.rms_norm(x, self.gain.shape, self.gain.to(x.dtype), NORM_EPS)
 
 
 class Rotary(nn.Module):
@@ -45,11 +45,11 @@ class Rotary(nn.Module):
         self.register_buffer("sine", angles.sin().float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rotate queries or keys, B H T K."""
+        """Rotate queries or keys, B H T K, in the precision of the angles; the result has their own type."""
         positions = x.shape[-2]
-        cosine, sine = self.cosine[:positions].to(x.dtype), self.sine[:positions].to(x.dtype)
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
+        cosine, sine = self.cosine[:positions], self.sine[:positions]
+        first, second = x.to(cosine.dtype).chunk(2, dim=-1)
+        return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -131,7 +131,7 @@ class Proxy(nn.Module):
         for block in self.blocks:
             x = block(x, self.rotary)
         logits: Tensor = self.head(self.norm(x))
-        return logits * self.logit_scale
+        return logits.float() * self.logit_scale  # scaled in bfloat16 they would be rounded twice
 
     def parameters_by_group(self) -> dict[str, list[nn.Parameter]]:
         """The parameters under the names of the parametrization's groups; a tied head counts as embedding."""

@@ -11,19 +11,33 @@ from foretune.errors import InputError
 
 
 def reset_process(seed: int) -> None:
-    """Put every global of torch that decides a result back to a known value; workers are reused between runs."""
+    """Give the globals below the values that the proxies are trained with; workers are reused between runs.
+
+    They are: default dtype and device, gradient mode, anomaly detection, autocast, float32 precision, deterministic
+    algorithms, denormals, threads and the random state. On a GPU algorithms are deterministic; on a CPU those that the
+    proxies use are so anyhow.
+    """
     torch.set_default_dtype(torch.float32)
-    torch.set_default_device("cpu")
+    torch.set_default_device(None)  # "cpu" would put a function mode around every call
     torch.set_grad_enabled(True)
     torch.autograd.set_detect_anomaly(False)
     for device_type in ("cpu", "cuda"):
         torch.set_autocast_enabled(device_type, False)  # the backward pass runs outside of our own autocast
-    torch.use_deterministic_algorithms(False)
+    _make_deterministic()
     torch.set_float32_matmul_precision("highest")  # float32 means float32, TF32 is not used
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     torch.set_flush_denormal(False)
     torch.set_num_threads(count_threads())
     torch.manual_seed(seed)
+
+
+def _make_deterministic() -> None:
+    """Equal bits from equal runs; cuBLAS needs its workspace fixed before the first call (cuBLAS, Reproducibility)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(torch.cuda.is_available())
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
 
 
 def count_threads() -> int:

@@ -47,16 +47,14 @@ class Recorder:
 
     def record_step(self, step: int, lr: float, loss: float, gradient_norm: float) -> None:
         """Take the training loss of a finished step (counted from 1). Raises RunStopped when the run is lost."""
-        finite = math.isfinite(loss)
-        if step not in self.evaluation_steps and (step % self._stride == 0 or not finite):
-            self._keep(step, lr, loss if finite else None)
-        if not finite:
-            self._stop_diverged(f"training loss is {loss} at step {step}", lr)
-        if not math.isfinite(gradient_norm):
-            self._stop_diverged(f"gradient norm is {gradient_norm} at step {step}", lr)
-        if loss <= 0:
+        divergence = self._find_divergence(step, loss, gradient_norm)
+        leaks = loss <= 0 and not divergence
+        if divergence or leaks or (step % self._stride == 0 and step not in self.evaluation_steps):
+            self._keep(step, lr, loss if math.isfinite(loss) else None)  # the last point of a curve, too
+        if divergence:
+            self._stop_diverged(divergence, lr)
+        if leaks:
             raise RunStopped(RunStatus.FAILED, f"training loss {loss:g} at step {step} is not above 0: labels leak")
-        self._watch_limit(step, lr, loss)
         self._last_loss = loss
 
     def record_held_out(self, step: int, lr: float, loss: float, by_domain: dict[str, float]) -> None:
@@ -94,13 +92,18 @@ class Recorder:
         self._last_loss = state["last_loss"]
         self._steps_too_high = state["steps_too_high"]
 
-    def _watch_limit(self, step: int, lr: float, loss: float) -> None:
+    def _find_divergence(self, step: int, loss: float, gradient_norm: float) -> str:
+        """What is wrong with a step, or nothing."""
+        if not math.isfinite(loss):
+            return f"training loss is {loss} at step {step}"
+        if not math.isfinite(gradient_norm):
+            return f"gradient norm is {gradient_norm} at step {step}"
         if self._last_loss is None:
             self._limit = min(self._uniform_loss + 1, 2 * loss)
         self._steps_too_high = self._steps_too_high + 1 if loss > self._limit else 0
         if self._steps_too_high >= PATIENCE_STEPS:
-            problem = f"training loss above {self._limit:.3f} for {PATIENCE_STEPS} steps up to step {step}"
-            self._stop_diverged(problem, lr)
+            return f"training loss above {self._limit:.3f} for {PATIENCE_STEPS} steps up to step {step}"
+        return ""
 
     def _stop_diverged(self, problem: str, lr: float) -> None:
         last = "none" if self._last_loss is None else f"{self._last_loss:.4f}"

@@ -72,7 +72,9 @@ class Trainer:
         """One optimizer step; its training loss and its gradient norm before clipping, on the device."""
         training = self.spec.training
         set_lr(self.optimizer, lr)
-        tokens = torch.from_numpy(self.stream.batch(step)).to(self.device, non_blocking=True)
+        tokens = torch.from_numpy(self.stream.batch(step))
+        if self.device.type == "cuda":
+            tokens = tokens.pin_memory().to(self.device, non_blocking=True)  # only pinned memory copies beside work
         total = torch.zeros((), device=self.device)
         for micro in torch.split(tokens, self.micro_sequences):
             loss = self._loss(micro) / training.accumulation_steps
@@ -147,7 +149,7 @@ class _Run:
             loss=self._mix(self.recorder.held_out) if done else None,
             loss_by_domain=self.recorder.held_out if done else {},
             curve=self.recorder.curve,
-            tokens=self.step * self.spec.training.batch_tokens,
+            tokens=self.recorder.curve[-1].tokens,  # the step that ended it: a GPU may be some steps ahead
             wall_seconds=self._elapsed(),
             device=describe_device(self.trainer.device),
             bytes_per_token=self._bytes_per_token(),

@@ -1,7 +1,8 @@
 """A run must not see what the run before it left behind in the process: workers are used again and again.
 
 What is put back after each run: environment, working folder, file mask, built-ins, random states, and of torch (where
-a run has imported it) default dtype, gradient mode, threads, deterministic flags and float32 matmul precision.
+a run has imported it) default dtype and device, gradient mode, threads, deterministic flags and float32 matmul
+precision.
 Seen to leak in Ray workers that are reused: all of these.
 """
 
@@ -42,9 +43,9 @@ def isolate(threads: int) -> Iterator[None]:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         _restore_builtins(built_in)
-        _write_torch(torch_state)
-        gc.collect()
+        gc.collect()  # before the GPU cache is emptied: tensors in cycles hold their memory
         gc.unfreeze()
+        _write_torch(torch_state)
 
 
 def _read_mask() -> int:
@@ -70,8 +71,11 @@ def _read_torch() -> dict[str, Any]:
     """Torch's process-wide settings; the documented defaults where it is not imported yet."""
     torch: Any = sys.modules.get("torch")
     if torch is None:
-        return {"dtype": "float32", "grad": True, "deterministic": False, "warn_only": False, "precision": "highest"}
+        unset = {"dtype": "float32", "device": None, "grad": True, "precision": "highest"}
+        return unset | {"deterministic": False, "warn_only": False}
+    device = torch.get_default_device()
     return {
+        "device": None if device.type == "cpu" else device,  # setting "cpu" would slow every call; None means it
         "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
         "grad": torch.is_grad_enabled(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -87,6 +91,7 @@ def _write_torch(state: dict[str, Any]) -> None:
     if torch is None:
         return
     torch.set_default_dtype(getattr(torch, state["dtype"]))
+    torch.set_default_device(state["device"])
     torch.set_grad_enabled(state["grad"])
     torch.use_deterministic_algorithms(state["deterministic"], warn_only=state["warn_only"])
     torch.set_float32_matmul_precision(state["precision"])

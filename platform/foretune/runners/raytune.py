@@ -184,7 +184,8 @@ class RayRunner:
             "workspace": str(self._workspace),
             "threads": int(section.cpus_per_run),
             "hide_gpus": not section.gpus_per_run,
-            "memory_bytes": 0 if section.gpus_per_run else share_memory(section.cpus_per_run, section.concurrency),
+            "cpus": section.cpus_per_run,
+            "concurrency": section.concurrency,
         }
         runs = [{"run_id": spec.run_id, "spec": encode_spec(spec)} for spec in specs]
         return tune.Tuner(
@@ -252,8 +253,10 @@ def _execute_run(config: dict[str, Any]) -> None:
     def report(point: CurvePoint) -> None:
         tune.report({_POINT: point.model_dump_json()})
 
+    # of this machine, which need not be the driver's; GPU drivers map more than they use, so no limit there
+    share_bytes = share_memory(job["cpus"], job["concurrency"]) if job["hide_gpus"] else 0
     try:
-        with isolate(job["threads"]), limit_memory(job["memory_bytes"]):
+        with isolate(job["threads"]), limit_memory(share_bytes):
             if job["hide_gpus"]:
                 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves every GPU visible to a run that asked for none
             outcome = train(decode_spec(config["run"]["spec"]), Path(job["workspace"]), report)

@@ -23,14 +23,16 @@ _MESSAGE_LIMIT = 500
 def load_trainer(name: str) -> Trainer:
     """The function behind a trainer's name: the proxies of this package, or `package.module:function`.
 
-    Raises InputError that names what was looked for.
+    A suffix `#DIGEST`, which tells an edited trainer from the one before, is not looked at. Raises InputError that
+    names what was looked for.
 
     >>> load_trainer("math:sqrt")(9.0)
     3.0
     """
     if name.startswith("replay:"):
         raise InputError(f"trainer {name!r}: replayed runs are looked up, not trained; set runner.kind = 'replay'")
-    module_name, _, function_name = (_PROXY_FUNCTION if name == PROXY_TRAINER else name).partition(":")
+    path, _, _ = name.partition("#")
+    module_name, _, function_name = (_PROXY_FUNCTION if path == PROXY_TRAINER else path).partition(":")
     if not module_name or not function_name:
         raise InputError(f"trainer {name!r}: must read package.module:function or {PROXY_TRAINER}")
     try:

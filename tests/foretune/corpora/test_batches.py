@@ -47,6 +47,13 @@ def test_rows_are_consecutive_tokens_of_one_domain(corpus: Corpus) -> None:
     assert (np.diff(rows) == 1).all()
 
 
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_a_share_below_rounding_is_never_drawn(corpus: Corpus, name: str) -> None:
+    rows = take_rows(stream(corpus, {"a": 1.0, "b": 1.0, "c": 1.0} | {name: 1e-17}), 20)
+    assert name not in domain_of(rows)
+    assert len(rows) == 320
+
+
 def test_a_batch_depends_on_nothing_but_seed_and_step(corpus: Corpus) -> None:
     forward = [stream(corpus).batch(step) for step in range(50)]
     backward = stream(corpus)

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from foretune.corpora import Corpus, prepare_corpus
-from foretune.corpora.files import BLOCK_TOKENS, SECTION_CHARACTERS
+from foretune.corpora.documents import BLOCK_TOKENS
+from foretune.corpora.files import SECTION_CHARACTERS
 from foretune.errors import InputError
 from foretune.sections import DataSection, DomainSection
 
@@ -97,8 +98,25 @@ def test_token_files_are_split_in_blocks(tmp_path: Path, kind: str, dtype: str) 
     train = np.asarray(corpus.tokens("web", "train"))
     validation = np.asarray(corpus.tokens("web", "validation"))
     np.testing.assert_array_equal(np.sort(np.concatenate([train, validation])), np.sort(ids))
+    assert "text that repeats is not detected" in corpus.notes[0]
     blocks = {ids[start : start + BLOCK_TOKENS].tobytes() for start in range(0, len(ids), BLOCK_TOKENS)}
     assert validation[:BLOCK_TOKENS].astype(ids.dtype).tobytes() in blocks
+
+
+def test_repeated_documents_of_a_token_file_are_not_in_both_splits(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    sizes = [*generator.integers(20, 200, 400).tolist(), 2 * BLOCK_TOKENS + 5]
+    texts = [generator.integers(1, 50_000, size) for size in sizes]
+    order = generator.permutation(np.repeat(np.arange(len(texts)), 5))
+    np.concatenate([np.append(texts[number], 0) for number in order]).astype("<u2").tofile(tmp_path / "ids.bin")
+    corpus = prepare(path=str(tmp_path / "ids.bin"), format="tokens_uint16", tokenizer="ids:50000:0")
+    facts = corpus.domains["web"]
+    assert corpus.notes == ()
+    assert facts.train_tokens + facts.validation_tokens == sum(sizes) + len(sizes)  # each once, and its end
+    assert facts.duplicates_dropped == 4 * (400 + 3)
+    train, validation = (np.asarray(corpus.tokens("web", split)) for split in ("train", "validation"))
+    windows = [{ids[i : i + 16].tobytes() for i in range(len(ids) - 16)} for ids in (train, validation)]
+    assert not windows[0] & windows[1]
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:

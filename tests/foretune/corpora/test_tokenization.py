@@ -56,8 +56,10 @@ def test_a_tokenizer_file_is_used_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("words", "must be bytes, bpe:VOCAB, ids:VOCAB or the path of a tokenizer.json, got 'words'"),
+        ("words", "must be bytes, bpe:VOCAB, ids:VOCAB, ids:VOCAB:EOD or the path of a tokenizer.json, got 'words'"),
         ("bpe:100", r"must be a whole number in \[257, 2\^32\], got 'bpe:100'"),
+        ("ids:300:300", "end-of-document id must be a whole number below the vocabulary of 300, got 'ids:300:300'"),
+        ("ids:300:", "end-of-document id must be a whole number"),
         ("bpe:many", "for example bpe:4096"),
         ("/nowhere/tokenizer.json", "no file '/nowhere/tokenizer.json'"),
     ],

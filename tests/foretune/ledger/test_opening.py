@@ -186,15 +186,15 @@ def test_a_full_disk_says_so_and_loses_nothing(tmp_path: Path) -> None:
 
 MOUNTS = """\
 22 1 259:1 / / rw,relatime shared:1 - ext4 /dev/root rw
-31 22 0:41 / /home/local\\040disk rw - xfs /dev/sdb rw
-30 22 0:40 / /home rw - nfs4 server:/home rw
+31 22 0:41 / /data/local\\040disk rw - xfs /dev/sdb rw
+30 22 0:40 / /data rw - nfs4 server:/data rw
 32 22 0:42 / /scratch rw - lustre mds:/scratch rw
 """
 
 
 @pytest.mark.parametrize(
     ("path", "kind"),
-    [("/home/me/a.db", "nfs4"), ("/home/local disk/a.db", "xfs"), ("/homes/a.db", "ext4"), ("/scratch/a.db", "lustre")],
+    [("/data/me/a.db", "nfs4"), ("/data/local disk/a.db", "xfs"), ("/datas/a.db", "ext4"), ("/scratch/a.db", "lustre")],
 )
 def test_the_file_system_is_that_of_the_innermost_mount(tmp_path: Path, path: str, kind: str) -> None:
     (tmp_path / "mountinfo").write_text(MOUNTS)

@@ -109,12 +109,14 @@ def test_a_process_killed_for_real_goes_on(make_run: MakeRun, tmp_path: Path, ca
     assert resumed.curve == whole.curve
 
 
-def test_two_checkpoints_are_kept_and_drafts_removed(tmp_path: Path) -> None:
+def test_two_checkpoints_are_kept_and_old_drafts_removed(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, "run")
-    (tmp_path / "draft-of-a-killed-process").mkdir()
+    for name in ("draft-of-a-killed-process", "draft-young"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / "draft-of-a-killed-process", (0, 0))
     for step in (1, 2, 3, 10):
         folder.save(step, {"step": step, "weights": torch.arange(3)})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000000003", "step-0000000010"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["draft-young", "step-0000000003", "step-0000000010"]
     state = folder.load(CPU)
     assert state is not None
     assert state["step"] == 10

@@ -54,6 +54,15 @@ def test_a_loss_that_cannot_be_ends_the_run(loss: float, gradient_norm: float, s
     assert recorder.curve[-1].loss == (None if not math.isfinite(loss) else loss)
 
 
+@pytest.mark.parametrize(("loss", "norm", "kept"), [(math.nan, 1.0, None), (math.inf, 1.0, None), (4.0, math.inf, 4.0)])
+@pytest.mark.parametrize("step", [333, 1000])  # between the kept steps, and an evaluation
+def test_the_step_that_ends_a_run_is_on_its_curve(step: int, loss: float, norm: float, kept: float | None) -> None:
+    recorder = make_recorder(steps=1000, evaluations=1)
+    with pytest.raises(RunStopped):
+        recorder.record_step(step, 0.2, loss, norm)
+    assert recorder.curve == (CurvePoint(step=step, tokens=step * 1024, lr=0.2, loss=kept),)
+
+
 @pytest.mark.parametrize(("first", "limit"), [(5.5, math.log(257) + 1), (2.0, 4.0)])
 def test_a_run_that_stays_too_high_has_diverged(first: float, limit: float) -> None:
     recorder = make_recorder(steps=10_000)
@@ -62,8 +71,9 @@ def test_a_run_that_stays_too_high_has_diverged(first: float, limit: float) -> N
         recorder.record_step(step, 0.1, limit - 0.001, 1.0)
     for step in range(1000, 1000 + PATIENCE_STEPS - 1):
         recorder.record_step(step, 0.1, limit + 0.001, 1.0)
-    with pytest.raises(RunStopped, match=f"above {limit:.3f} for {PATIENCE_STEPS} steps up to step 2000"):
-        recorder.record_step(2000, 0.1, limit + 0.001, 1.0)
+    with pytest.raises(RunStopped, match=f"above {limit:.3f} for {PATIENCE_STEPS} steps up to step 2001"):
+        recorder.record_step(2001, 0.1, limit + 0.001, 1.0)
+    assert recorder.curve[-1].step == 2001  # not a step that is kept otherwise
 
 
 def test_a_spike_that_passes_does_not_end_a_run() -> None:

@@ -59,6 +59,15 @@ def test_the_same_spec_gives_the_same_bits(make_run: MakeRun, tmp_path: Path) ->
     assert train(make_run(seed=1), tmp_path / "c").curve != first.curve
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: CPU runs are compared above")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_same_spec_gives_the_same_bits_on_a_gpu(make_run: MakeRun, tmp_path: Path, precision: str) -> None:
+    first, second = (train(make_run(precision=precision, qk_norm=True), tmp_path / name) for name in "ab")
+    assert torch.are_deterministic_algorithms_enabled()
+    assert first.curve == second.curve
+    assert "cpu" not in first.device
+
+
 @pytest.mark.parametrize("tied_head", [False, True])
 def test_standard_and_mup_are_one_model_at_the_base_width(make_run: MakeRun, tmp_path: Path, tied_head: bool) -> None:
     curves = [
@@ -99,8 +108,10 @@ def test_gradients_are_clipped_to_the_norm(make_run: MakeRun, corpus: Corpus) ->
     assert clipped.item() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_bfloat16_stays_close_to_float32(make_run: MakeRun, tmp_path: Path) -> None:
-    exact, rounded = (train(make_run(precision=name), tmp_path / name) for name in ("float32", "bfloat16"))
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_bfloat16_stays_close_to_float32(make_run: MakeRun, tmp_path: Path, qk_norm: bool) -> None:
+    precisions = ("float32", "bfloat16")
+    exact, rounded = (train(make_run(precision=name, qk_norm=qk_norm), tmp_path / name) for name in precisions)
     assert exact.curve != rounded.curve
     assert exact.loss == pytest.approx(rounded.loss, rel=0.02)
 
@@ -164,7 +175,7 @@ def test_globals_that_an_earlier_run_left_behind_change_nothing(make_run: MakeRu
         assert torch.get_default_dtype() is torch.float32
         assert torch.is_grad_enabled()
         assert torch.get_num_threads() == 1
-        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled() == torch.cuda.is_available()
     finally:
         torch.set_autocast_enabled("cpu", False)
 

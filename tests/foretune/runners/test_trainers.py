@@ -32,6 +32,10 @@ def test_the_name_of_this_package_is_its_trainer() -> None:
     assert load_trainer(PROXY_TRAINER) is load_trainer("foretune.proxies.train:train_run")
 
 
+def test_the_digest_of_a_trainers_source_is_not_part_of_its_path() -> None:
+    assert load_trainer("math:sqrt#0123456789ab") is load_trainer("math:sqrt")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
