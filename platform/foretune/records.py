@@ -29,7 +29,7 @@ PROXY_TRAINER = "foretune.proxies@1"
 class Frozen(BaseModel):
     """A frozen record that refuses unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
 
 class ModelSpec(Frozen):

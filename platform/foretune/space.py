@@ -15,7 +15,7 @@ Quantity = Annotated[float, BeforeValidator(parse_quantity)]
 class LogRange(BaseModel):
     """Real bounds on a logarithmic axis, with the factor between neighbours of a grid."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
     low: Quantity = Field(gt=0)
     """Smallest value, included; positive."""
@@ -43,7 +43,7 @@ class LogRange(BaseModel):
 class Choice(BaseModel):
     """A finite list of values, tried in the order given."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
     values: tuple[Any, ...] = Field(min_length=1)
     """The values; at least one, none twice."""
