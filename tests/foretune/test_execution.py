@@ -241,6 +241,16 @@ def test_nothing_finished_is_no_answer(study: Study, ledger: Ledger) -> None:
         answer_study(study, ledger)
 
 
+def test_a_lab_can_bring_its_own_trainer(study: Study, ledger: Ledger, tmp_path: Path) -> None:
+    own = study.model_copy(update={"trainable": "toy_trainers:train_toy", "runner": RunnerSection(kind="inline")})
+    runner = make_runner(own.runner, workspace=tmp_path)
+    execute_study(own, ledger, runner, resolve_corpus(own), Watcher())
+    frame = ledger.runs(own.study.name)
+    assert len(frame) == SEARCH + CHECKS
+    assert set(frame["source"]) == {"trained"}
+    assert frame["status"].eq("completed").all()
+
+
 def test_two_drivers_of_one_study_are_one_too_many(study: Study, ledger: Ledger) -> None:
     with ledger.hold_study(study.study.name), pytest.raises(InputError, match="is held by"):
         launch(study, ledger, Watcher())
