@@ -120,8 +120,6 @@ class Answer:
     """Branches whose forecast could not be checked, with the reason."""
     registered_at: str
     """When the forecast that the verification checks was written down, UTC."""
-    lr_factor: float
-    """Ratio between neighbouring learning rates of the grid."""
     runs: pd.DataFrame
     """The run table of the study."""
 

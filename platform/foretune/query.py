@@ -5,9 +5,8 @@ Needs neither torch nor ray. Everything that is drawn or printed is computed her
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +50,6 @@ def answer_study(study: Study, ledger: Ledger) -> Answer:
             f"{branch}: {record['problem']}" for branch, record in payload["branches"].items() if not record["centre"]
         ),
         registered_at=str(registered[-1].created_at) if registered and study.verification else "",
-        lr_factor=_grid_factor(study),
         runs=frame,
     )
 
@@ -221,7 +219,7 @@ def _measure_drift(observations: Observations, seed: int) -> Drift | None:
 
 
 def _verify(payload: dict[str, Any], frame: pd.DataFrame) -> tuple[Verification, ...]:
-    """Each branch's larger runs beside what had been forecast for them; branches without a finished run are left."""
+    """Each branch's larger runs beside what had been forecast for them, where there was a forecast."""
     held = frame[(frame["role"] == "verification") & (frame["scale"] == payload["scale"])]
     checks = []
     for branch, record in payload["branches"].items():
@@ -245,9 +243,3 @@ def _verification_runs(rows: pd.DataFrame) -> tuple[VerificationRun, ...]:
         )
         for _, row in rows.sort_values(["peak_lr", "seed"]).iterrows()
     )
-
-
-def _grid_factor(study: Study) -> float:
-    """The ratio between neighbouring learning rates of the grid, the unit in which a drift is told."""
-    values: Sequence[float] = study.search.axis("peak_lr")
-    return float(min((b / a for a, b in itertools.pairwise(values)), default=2.0))

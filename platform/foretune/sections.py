@@ -21,10 +21,6 @@ RUN_LIMIT = 10_000
 Parametrization = Literal["standard", "mup"]
 
 
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 Quantity = Annotated[float, BeforeValidator(parse_quantity)]
 Count = Annotated[int, BeforeValidator(parse_count)]
 Horizon = Annotated[
