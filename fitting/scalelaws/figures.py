@@ -140,7 +140,7 @@ def draw_law(fit: Fit, observations: Observations, ax: Axes | None = None, *, ta
     reach = _reach_of(fit.law, target)
     end = scale.max() * 4 if reach is None else max(reach * 1.5, scale.max())
     line = np.geomspace(scale.min() / 1.3, end, 200)
-    draws = np.stack([law.predict_loss(fit.draws, x, x, x) for x in line])
+    draws = np.stack([law.predict_loss(fit.draws, Target(x, x, compute_flops=x)) for x in line])
     _draw_band(ax, line, draws, fit.level, PALETTE[0], "law")
     ax.plot(scale, observations.loss, "o", color="black", ms=5, label="runs", zorder=4)
     _shade_beyond(ax, float(scale.max()), end)
@@ -156,7 +156,7 @@ def _draw_horizons(fit: Fit, law: LossLaw, observations: Observations, ax: Axes)
     line = np.geomspace(observations.tokens.min(), 4 * observations.tokens.max(), 120)
     colours = mpl.colormaps["viridis"](np.linspace(0.0, 0.85, len(sizes)))
     for i, (size, colour) in enumerate(zip(sizes, colours, strict=True)):
-        draws = np.stack([law.predict_loss(fit.draws, size, tokens, 6 * size * tokens) for tokens in line])
+        draws = np.stack([law.predict_loss(fit.draws, Target(size, tokens)) for tokens in line])
         _draw_band(ax, line, draws, fit.level, colour, "")
         at = np.isclose(observations.params_non_embedding, size)
         ax.plot(observations.tokens[at], observations.loss[at], MARKERS[i % len(MARKERS)], color=colour, ms=5,
@@ -178,7 +178,7 @@ def draw_settings(
     tokens = max(cell.tokens for cell in usable) if target is None else target.tokens
     end = sizes.max() * 4 if target is None else max(target.params_non_embedding * 1.5, sizes.max())
     line = np.geomspace(sizes.min() / 1.3, end, 80)
-    draws = [np.exp(law.predict_settings(fit, n, tokens, np.random.default_rng(0)).ln_peak_lr) for n in line]
+    draws = [np.exp(law.predict_settings(fit, Target(n, tokens), np.random.default_rng(0)).ln_peak_lr) for n in line]
     _draw_band(ax, line, np.stack(draws), fit.level, PALETTE[0], f"law at {_count(tokens)} tokens")
     exponent = fit.parameters["lr_exponent_tokens"].value
     for i, cell in enumerate(usable):

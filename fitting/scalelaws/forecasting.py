@@ -84,7 +84,7 @@ def _forecast_fit(fit: Fit, target: Target, loss_fit: Fit | None, level: float, 
     family, rng = get_law(fit.law), np.random.default_rng(seed)
     settings = None
     if isinstance(family, SettingsLaw):
-        settings = family.predict_settings(fit, target.params_non_embedding, target.tokens, rng)
+        settings = family.predict_settings(fit, target, rng)
     loss_source = _choose_loss_fit(fit, loss_fit, isinstance(family, LossLaw))
     loss, loss_warnings = _forecast_loss(loss_source, target, level, rng)
     rate = _recommend(settings, level, shade) if settings is not None else None
@@ -128,10 +128,9 @@ def _forecast_loss(
     off = _leaves_path(fit, target)
     if off:
         return None, (off,)
-    at = (target.params_non_embedding, target.tokens, target.compute)
-    draws = law.predict_loss(fit.draws, *at)
+    draws = law.predict_loss(fit.draws, target)
     draws = draws * np.exp(_spread_beyond(fit, fit.evidence.compare_compute(target)) * rng.standard_normal(len(draws)))
-    value = float(law.predict_loss(fit.values[None, :], *at)[0])
+    value = float(law.predict_loss(fit.values[None, :], target)[0])
     return Estimate.from_draws(draws, level, value=value, unit="nats"), fit.warnings
 
 

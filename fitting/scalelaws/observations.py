@@ -41,6 +41,21 @@ CONVENTIONS: Mapping[str, ParamsConvention] = {
     "N_total": "total",
     "N_active": "active",
 }
+COVARIATES: Mapping[str, str] = {
+    "unique_tokens": "distinct training tokens: the horizon holds tokens / unique_tokens passes over them",
+    "params_average": "mean over training tokens of the parameters in use (models that grow or are pruned)",
+    "params_active": "parameters that one token passes through",
+    "activation_ratio": "activated experts over all experts, shared ones counted in both",
+    "granularity": "2 x width / width of an expert",
+    "depth": "layers",
+    "weight_decay": "decoupled weight decay, applied as peak_lr x weight_decay",
+    "steps": "optimizer steps",
+    "score": "score of a downstream task, as a share (0 to 1)",
+}
+"""Further columns that some laws need; all are finite and not negative."""
+MIXTURE_PREFIX = "mix/"
+MIXTURE_SUM_TOLERANCE = 0.02
+"""Weights of a mixture add up to 1 within this; published tables round each of many weights to three decimals."""
 SCOPE_COLUMNS = ("optimizer", "schedule", "seq_len", "parametrization", "loss_kind", "loss_unit")
 """Rows that differ in one of these are pooled in one fit only when the user says so."""
 LEFT_OUT = (
@@ -94,6 +109,10 @@ class Observations:
     """Run identifiers."""
     loss_se_log: FloatArray | None = None
     """Standard error of ln loss, where it is known (0 is not allowed)."""
+    covariates: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Further columns by their names in `COVARIATES`, one entry per run each."""
+    mixture: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Share of the training tokens by domain, one entry per run each; the shares of a run add up to 1."""
     params_convention: ParamsConvention = "non_embedding"
     """How parameters were counted."""
     loss_unit: str = "nats_per_token"
@@ -108,6 +127,9 @@ class Observations:
         for name in _ARRAY_FIELDS:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _as_array(name, getattr(self, name)))
+        for group in _GROUPS:
+            arrays = {str(name): _as_array(name, values) for name, values in getattr(self, group).items()}
+            object.__setattr__(self, group, arrays)
         if self.label is not None:
             object.__setattr__(self, "label", tuple(str(item) for item in self.label))
         if self.params_convention not in get_args(ParamsConvention):
@@ -115,6 +137,7 @@ class Observations:
             raise ObservationError(f"params_convention must be one of {known}; got {self.params_convention!r}")
         _check_lengths(self)
         _check_values(self)
+        _check_groups(self)
 
     def __len__(self) -> int:
         """Number of runs."""
@@ -136,6 +159,14 @@ class Observations:
     def compute_convention(self) -> str:
         """How `compute` was counted."""
         return "as given" if self.compute_flops is not None else "6ND"
+
+    def column(self, name: str) -> FloatArray:
+        """The column of that name: a field, a covariate, or `compute`; ObservationError says what is missing."""
+        found = self.covariates[name] if name in self.covariates else getattr(self, name, None)
+        if not isinstance(found, np.ndarray):
+            meaning = f" ({COVARIATES[name]})" if name in COVARIATES else ""
+            raise ObservationError(f"the runs need the column {name}{meaning}; add it to the table")
+        return found
 
     def cell_index(self) -> NDArray[np.int64]:
         """The cell of every row: runs of one size and one horizon share a number; cells ascend in (N, D)."""
@@ -165,6 +196,8 @@ class Observations:
     def _rows(self, index: NDArray[np.int64]) -> dict[str, Any]:
         chosen: dict[str, Any] = {name: getattr(self, name) for name in _ARRAY_FIELDS}
         chosen = {name: None if values is None else values[index] for name, values in chosen.items()}
+        for group in _GROUPS:
+            chosen[group] = {name: values[index] for name, values in getattr(self, group).items()}
         chosen["label"] = None if self.label is None else tuple(self.label[row] for row in index)
         return chosen
 
@@ -183,6 +216,7 @@ class Observations:
 
         A bare `bs` counts sequences per step, as `bs_seqs` does; `bs_tokens` counts tokens per step. Runs with status
         "failed" and runs with role "verification" are left out and recorded; a diverged run stays, without a loss.
+        Columns named in `COVARIATES` and `mix/DOMAIN` are read where every row has a value.
         `params` names the column that counts parameters, `loss` that of the loss. Rows that differ in optimizer,
         schedule, sequence length, parametrization or loss kind are refused unless `pool` names that column.
 
@@ -201,6 +235,12 @@ class Observations:
             loss=_numbers(frame, loss if loss is not None else _require(frame, "loss")),
             batch_tokens=_read_batch(frame),
             label=None if labels is None else tuple(frame[labels].astype(str)),
+            covariates={name: _numbers(frame, name) for name in COVARIATES if _is_full(frame, name)},
+            mixture={
+                name.removeprefix(MIXTURE_PREFIX): _numbers(frame, name)
+                for name in frame.columns
+                if str(name).startswith(MIXTURE_PREFIX) and _is_full(frame, name)
+            },
             params_convention=convention,
             loss_unit=described.get("loss_unit", unit),
             scope=described,
@@ -212,8 +252,9 @@ class Observations:
 _ARRAY_FIELDS = tuple(
     item.name
     for item in fields(Observations)
-    if item.name not in ("label", "params_convention", "loss_unit", "scope", "excluded")
+    if item.name not in ("label", "covariates", "mixture", "params_convention", "loss_unit", "scope", "excluded")
 )
+_GROUPS = ("covariates", "mixture")
 
 
 def _as_array(name: str, values: ArrayLike) -> NDArray[Any]:
@@ -234,6 +275,8 @@ def _check_lengths(observations: Observations) -> None:
         raise ObservationError("there are no runs; give at least one row, or look at what was excluded")
     sized = [name for name in (*_ARRAY_FIELDS, "label") if getattr(observations, name) is not None]
     wrong = {name: len(getattr(observations, name)) for name in sized if len(getattr(observations, name)) != runs}
+    grouped = {name: len(values) for group in _GROUPS for name, values in getattr(observations, group).items()}
+    wrong |= {name: length for name, length in grouped.items() if length != runs}
     if wrong:
         raise ObservationError(f"every column must have one entry per run; loss has {runs}, but {wrong}")
 
@@ -249,6 +292,26 @@ def _check_values(observations: Observations) -> None:
             raise ObservationError(
                 f"{name} must be positive{allowed}; {_name_rows(bad, values)}. Remove these rows, or mend the column"
             )
+
+
+def _check_groups(observations: Observations) -> None:
+    unknown = sorted(set(observations.covariates) - set(COVARIATES))
+    if unknown:
+        raise ObservationError(f"there is no covariate {unknown[0]!r}; known are {', '.join(COVARIATES)}")
+    for group in _GROUPS:
+        for name, values in getattr(observations, group).items():
+            bad = ~(np.isfinite(values) & (values >= 0))
+            if bad.any():
+                raise ObservationError(f"{name} must be finite and not negative; {_name_rows(bad, values)}")
+    if observations.mixture:
+        total = np.sum(list(observations.mixture.values()), axis=0)
+        bad = np.abs(total - 1) > MIXTURE_SUM_TOLERANCE
+        if bad.any():
+            raise ObservationError(f"the shares of a mixture must add up to 1; {_name_rows(bad, total)}")
+
+
+def _is_full(frame: pd.DataFrame, name: str) -> bool:
+    return name in frame.columns and bool(frame[name].notna().all())
 
 
 def _name_rows(bad: BoolArray, values: NDArray[Any], shown: int = 5) -> str:

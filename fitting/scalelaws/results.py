@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scalelaws.observations import FLOPS_PER_PARAM_TOKEN, Exclusion, FloatArray, Observations
+from scalelaws.observations import COVARIATES, FLOPS_PER_PARAM_TOKEN, Exclusion, FloatArray, Observations
 
 
 class Status(Enum):
@@ -206,9 +206,16 @@ class Target:
     """Tokens per sequence; needed only to give the batch in sequences."""
     compute_flops: float | None = None
     """Training FLOPs; 6ND when not given."""
+    covariates: Mapping[str, float] = field(default_factory=dict)
+    """What else the law needs to know of the run, by the names in `observations.COVARIATES`."""
+    mixture: Mapping[str, float] = field(default_factory=dict)
+    """Share of the training tokens by domain."""
 
     def __post_init__(self) -> None:
         """Refuses what is not positive."""
+        unknown = sorted(set(self.covariates) - set(COVARIATES))
+        if unknown:
+            raise ValueError(f"target has no covariate {unknown[0]!r}; known are {', '.join(COVARIATES)}")
         for name in ("params_non_embedding", "tokens", "seq_len", "compute_flops"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -221,12 +228,14 @@ class Target:
 
     def to_dict(self) -> dict[str, Any]:
         """The target as plain data, with its compute resolved."""
-        return {
+        record: dict[str, Any] = {
             "params_non_embedding": self.params_non_embedding,
             "tokens": self.tokens,
             "seq_len": self.seq_len,
             "compute_flops": self.compute,
         }
+        mixture = {f"mix/{name}": share for name, share in self.mixture.items()}
+        return {**record, **self.covariates, **mixture}
 
 
 @dataclass(frozen=True)

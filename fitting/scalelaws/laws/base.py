@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scalelaws.observations import FloatArray, Observations
-from scalelaws.results import Fit
+from scalelaws.results import Fit, Target
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class LossLaw(Law):
     """A law that gives the loss of a well-tuned run."""
 
     @abstractmethod
-    def predict_loss(self, values: FloatArray, params: float, tokens: float, compute_flops: float) -> FloatArray:
-        """Loss for each row of parameter values (draws, parameters)."""
+    def predict_loss(self, values: FloatArray, target: Target) -> FloatArray:
+        """Loss of the target for each row of parameter values (draws, parameters)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,5 +87,5 @@ class SettingsLaw(Law):
     """A law that gives the best settings of a run."""
 
     @abstractmethod
-    def predict_settings(self, fit: Fit, params: float, tokens: float, rng: np.random.Generator) -> SettingsDraws:
+    def predict_settings(self, fit: Fit, target: Target, rng: np.random.Generator) -> SettingsDraws:
         """Draws of the optimum at a target, with the scatter of a new cell around the law."""

@@ -18,7 +18,7 @@ from scalelaws.laws.base import FitOptions, LossLaw
 from scalelaws.observations import BoolArray, FloatArray, Observations, count_levels
 from scalelaws.powers import Minima, Objective, Problems, evaluate, minimise, predict_log, project_starts
 from scalelaws.repeats import average_repeats
-from scalelaws.results import Estimate, Evidence, Fit, Status, find_horizon_path
+from scalelaws.results import Estimate, Evidence, Fit, Status, Target, find_horizon_path
 
 Variable = Literal["params", "tokens", "compute"]
 
@@ -60,9 +60,9 @@ class SumOfPowers(LossLaw):
         """E, the coefficients, the exponents."""
         return ("E", *(term[1] for term in self.terms), *(term[2] for term in self.terms))
 
-    def predict_loss(self, values: FloatArray, params: float, tokens: float, compute_flops: float) -> FloatArray:
-        """Loss for each row of parameter values (draws, parameters)."""
-        scales = {"params": params, "tokens": tokens, "compute": compute_flops}
+    def predict_loss(self, values: FloatArray, target: Target) -> FloatArray:
+        """Loss of the target for each row of parameter values (draws, parameters)."""
+        scales = {"params": target.params_non_embedding, "tokens": target.tokens, "compute": target.compute}
         loss = np.array(values[:, 0])
         for j, (variable, _, _) in enumerate(self.terms):
             loss += values[:, 1 + j] * scales[variable] ** -values[:, 1 + len(self.terms) + j]

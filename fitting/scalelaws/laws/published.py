@@ -65,9 +65,7 @@ class PublishedLoss(Published):
 
     def predict_loss(self, target: Target) -> float:
         """Loss at the target."""
-        return float(
-            Chinchilla().predict_loss(self.values, target.params_non_embedding, target.tokens, target.compute)[0]
-        )
+        return float(Chinchilla().predict_loss(self.values, target)[0])
 
 
 STEP_LAW = PublishedSettings(

@@ -16,7 +16,7 @@ from scalelaws.laws.base import FitOptions, SettingsDraws, SettingsLaw
 from scalelaws.laws.loss import Chinchilla, PowerLaw, SumOfPowers
 from scalelaws.observations import Exclusion, FloatArray, Observations, count_levels
 from scalelaws.optima import SURFACE_LEVELS_NEEDED, Optimum, find_basin_optimum, find_surface_optimum
-from scalelaws.results import Estimate, Evidence, Fit, Status, find_horizon_path
+from scalelaws.results import Estimate, Evidence, Fit, Status, Target, find_horizon_path
 
 CELLS_NEEDED = 3
 """Two cells always lie on a line; the third is the first that can contradict it."""
@@ -95,10 +95,10 @@ class OptimumLaw(SettingsLaw):
             message, np.nan, np.nan, evidence, seconds, options.level, dict(observations.scope),
         )  # fmt: skip
 
-    def predict_settings(self, fit: Fit, params: float, tokens: float, rng: np.random.Generator) -> SettingsDraws:
+    def predict_settings(self, fit: Fit, target: Target, rng: np.random.Generator) -> SettingsDraws:
         """Draws of the optimum at a target, with the scatter of a new cell around the law."""
         value = dict(zip(NAMES, fit.draws.T, strict=True))
-        ln_n, ln_d = np.log(params), np.log(tokens)
+        ln_n, ln_d = np.log(target.params_non_embedding), np.log(target.tokens)
         noise = rng.standard_normal((2, len(fit.draws)))
         ln_lr = np.log(value["lr_coefficient"]) + value["lr_exponent_params"] * ln_n
         ln_lr = ln_lr + value["lr_exponent_tokens"] * ln_d + value["lr_scatter"] * noise[0]
