@@ -213,9 +213,10 @@ class Target:
 
     def __post_init__(self) -> None:
         """Refuses what is not positive."""
-        unknown = sorted(set(self.covariates) - set(COVARIATES))
+        known = (*COVARIATES, "width", "batch_tokens", "peak_lr")
+        unknown = sorted(set(self.covariates) - set(known))
         if unknown:
-            raise ValueError(f"target has no covariate {unknown[0]!r}; known are {', '.join(COVARIATES)}")
+            raise ValueError(f"target has no covariate {unknown[0]!r}; known are {', '.join(known)}")
         for name in ("params_non_embedding", "tokens", "seq_len", "compute_flops"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):

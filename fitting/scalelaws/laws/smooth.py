@@ -1,0 +1,175 @@
+"""Laws of the loss that are no plain sums of powers: they give formula, exact derivatives and starts; the fit is here.
+
+A new law of this kind is one subclass: `parameters`, `needs`, `evaluate`, `starts`.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from scalelaws.drift import estimate_drift
+from scalelaws.laws.base import FitOptions, LossLaw
+from scalelaws.nonlinear import Columns, Noise, Parameter, Solution, Task, find_best, solve
+from scalelaws.observations import BoolArray, FloatArray, ObservationError, Observations, count_levels
+from scalelaws.results import Estimate, Evidence, Fit, Status, Target
+
+EXPECTED_NOISE_LOG = 0.003
+"""Expected misfit of ln loss around a law, runs' noise included (an assumption; reruns alone differ by .0005)."""
+FEWEST_CONVERGED = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothLaw(LossLaw):
+    """ln loss as a smooth function of a few columns, with priors that are weak and stated."""
+
+    name: str = ""
+    formula: str = ""
+    scope: str = ""
+    source: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    needs: tuple[str, ...] = ()
+    """Columns of the runs (fields, covariates or `compute`) that the formula reads; `mixture` stands for all shares."""
+    varied: tuple[str, ...] = ()
+    """Columns of which the runs must hold at least three levels."""
+    rows_needed: int = 0
+    """Fewest runs; the number of parameters plus one where this is smaller."""
+
+    @abstractmethod
+    def evaluate(self, values: FloatArray, columns: Columns) -> tuple[FloatArray, FloatArray]:
+        """ln loss (B, n) for each row of parameters (B, P), and its derivatives by them (B, n, P)."""
+
+    @abstractmethod
+    def starts(self, columns: Columns, loss: FloatArray) -> FloatArray:
+        """Where the search begins: (S, P), natural units."""
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of the parameters, in the order of the columns of the draws."""
+        return tuple(item.name for item in self.parameters)
+
+    def predict_loss(self, values: FloatArray, target: Target) -> FloatArray:
+        """Loss of the target for each row of parameter values (draws, parameters)."""
+        return np.asarray(np.exp(self.evaluate(values, self._read_target(target))[0][:, 0]))
+
+    def refuse(self, observations: Observations) -> tuple[Status, str] | None:
+        """Why these runs cannot hold this law, if they cannot; a law adds its own reasons."""
+        for name in self.varied:
+            levels = count_levels(observations.column(name))
+            if levels < 3:
+                return Status.TOO_FEW_SCALES, f"{self.name} needs >= 3 levels of {name} (have {levels})"
+        needed = max(self.rows_needed, len(self.parameters) + 1)
+        if len(observations) < needed:
+            return Status.TOO_FEW_POINTS, f"{self.name} needs >= {needed} runs (have {len(observations)})"
+        return None
+
+    def estimate(self, observations: Observations, options: FitOptions) -> Fit:
+        """Fits the runs with a finite loss; raises ObservationError where a column is missing."""
+        started = time.perf_counter()
+        if observations.diverged.all():
+            return self._unfitted(observations, options, (Status.TOO_FEW_POINTS, "every run diverged"), started)
+        runs = observations.select(~observations.diverged, "diverged (the loss is not finite)")
+        problem = self.refuse(runs)
+        if problem is not None:
+            return self._unfitted(runs, options, problem, started)
+        columns, noise = self._read(runs), _expect_noise(options)
+        solution = solve(
+            self, columns, np.log(runs.loss), self.starts(columns, runs.loss), noise,
+            groups=self.group(runs), draws=options.bootstrap, seed=options.seed,
+        )  # fmt: skip
+        return self._finish(runs, options, solution, started)
+
+    def group(self, observations: Observations) -> FloatArray:
+        """Runs with equal numbers are resampled together: the seeds of one setting err together."""
+        columns = [np.round(np.log(np.maximum(values, 1e-300)), 9) for values in self._read(observations).values()]
+        return np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)[1].reshape(-1).astype(np.float64)
+
+    def _read(self, observations: Observations) -> dict[str, FloatArray]:
+        columns = {name: observations.column(name) for name in self.needs if name != "mixture"}
+        if "mixture" in self.needs:
+            if not observations.mixture:
+                raise ObservationError(f"{self.name} needs the shares of the mixture; add columns mix/DOMAIN")
+            columns |= {f"mix/{name}": values for name, values in observations.mixture.items()}
+        return columns
+
+    def _read_target(self, target: Target) -> dict[str, FloatArray]:
+        known = {
+            "params_non_embedding": target.params_non_embedding, "tokens": target.tokens, "compute": target.compute,
+            **target.covariates,
+        }  # fmt: skip
+        missing = [name for name in self.needs if name not in known and name != "mixture"]
+        if missing or ("mixture" in self.needs and not target.mixture):
+            lacking = missing[0] if missing else "mixture"
+            where = "mixture" if lacking == "mixture" else "covariates"
+            raise ValueError(f"{self.name} needs {lacking} of the target; give it in Target({where}={{...}})")
+        columns = {name: np.array([known[name]]) for name in self.needs if name != "mixture"}
+        return columns | {f"mix/{name}": np.array([share]) for name, share in target.mixture.items()}
+
+    def _finish(self, runs: Observations, options: FitOptions, solution: Solution, started: float) -> Fit:
+        status, message = self._judge(solution)
+        evidence = Evidence.of(runs, runs.excluded)
+        drift = estimate_drift(runs.compute, solution.noise, lambda train: self._backcast(runs, train, options))[0]
+        undecided = [item.name for item in solution.undecided(self.parameters) if not item.needed]
+        warnings = tuple(f"{name} is set by its prior: these runs do not determine it" for name in undecided)
+        parameters = {
+            item.name: Estimate.from_draws(column, options.level, value=float(value), unit=item.unit)
+            for item, column, value in zip(self.parameters, solution.draws.T, solution.values, strict=True)
+        }
+        return Fit(
+            law=self.name, formula=self.formula, parameters=parameters, draws=solution.draws,
+            objective=f"{describe_noise(_expect_noise(options), solution.noise)}; {solution.method}",
+            objective_value=solution.cost, status=status, message=message,
+            rmse_log=float(np.sqrt(np.mean(solution.residuals**2))), scatter_log=solution.noise, evidence=evidence,
+            seconds=time.perf_counter() - started, level=options.level, scope=dict(runs.scope),
+            warnings=(*warnings, *self.warn(runs)), drift_log_per_efold=drift,
+        )  # fmt: skip
+
+    def warn(self, observations: Observations) -> tuple[str, ...]:
+        """Warnings that a law adds for these runs."""
+        return ()
+
+    def _judge(self, solution: Solution) -> tuple[Status, str]:
+        if not solution.converged or solution.share_converged < FEWEST_CONVERGED:
+            share = f"{100 * solution.share_converged:.0f} % of the draws converged"
+            return Status.NOT_CONVERGED, f"{Status.NOT_CONVERGED.value}: {share}"
+        void = [item.name for item in solution.undecided(self.parameters) if item.needed]
+        if void:
+            listed = ", ".join(void)
+            return Status.NOT_IDENTIFIED, f"{Status.NOT_IDENTIFIED.value} ({listed} rest on the prior alone)"
+        return Status.CONVERGED, Status.CONVERGED.value
+
+    def _backcast(self, runs: Observations, train: BoolArray, options: FitOptions) -> FloatArray | None:
+        """Errors of ln loss of the later runs, from a fit of the earlier ones."""
+        earlier, later = runs.rows(np.flatnonzero(train)), runs.rows(np.flatnonzero(~train))
+        if self.refuse(earlier) is not None:
+            return None
+        columns = self._read(earlier)
+        task = Task(self, columns, np.log(earlier.loss), np.ones(len(earlier)), _expect_noise(options))
+        values = find_best(task, self.starts(columns, earlier.loss))
+        return np.asarray(self.evaluate(values[None], self._read(later))[0][0] - np.log(later.loss))
+
+    def _unfitted(self, runs: Observations, options: FitOptions, problem: tuple[Status, str], started: float) -> Fit:
+        status, message = problem
+        unknown = {item.name: Estimate(np.nan, unit=item.unit) for item in self.parameters}
+        return Fit(
+            self.name, self.formula, unknown, np.full((0, len(unknown)), np.nan), "none", np.nan, status,
+            f"{status.value}: {message}", np.nan, np.nan, Evidence.of(runs, runs.excluded),
+            time.perf_counter() - started, options.level, dict(runs.scope),
+        )  # fmt: skip
+
+
+def _expect_noise(options: FitOptions) -> Noise:
+    """The plain robust penalty where it is asked for; else the noise is estimated."""
+    if options.objective == "huber":
+        return Noise(EXPECTED_NOISE_LOG, options.huber_delta)
+    return Noise(EXPECTED_NOISE_LOG)
+
+
+def describe_noise(noise: Noise, found: float) -> str:
+    """The objective in words."""
+    if np.isfinite(noise.huber_delta):
+        return f"sum of Huber penalties of ln loss, delta {noise.huber_delta:g}, weak priors"
+    return f"posterior mode: Huber penalty at three times the noise of ln loss, {found:.2g}; weak priors"
