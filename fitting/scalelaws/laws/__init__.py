@@ -10,7 +10,7 @@ from scalelaws.laws.loss import Chinchilla, PowerLaw, SumOfPowers
 from scalelaws.laws.published import PUBLISHED, PublishedLoss, PublishedSettings, get_published
 from scalelaws.laws.settings import CellOptimum, OptimumLaw, find_cell_optima
 
-LAWS: tuple[Law, ...] = (
+LAWS: tuple[Law[Any], ...] = (
     OptimumLaw(),
     Chinchilla(),
     PowerLaw(variable="params"),
@@ -45,7 +45,7 @@ class LawEntry:
         }
 
 
-def get_law(name: str) -> Law:
+def get_law(name: str) -> Law[Any]:
     """The law of that name; raises ValueError with the known ones."""
     known = {law.name: law for law in LAWS}
     resolved = ALIASES.get(name, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
@@ -42,9 +43,14 @@ class FitOptions:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
 
 
-class Law(ABC):
+Data = TypeVar("Data")
+
+
+class Law(ABC, Generic[Data]):
     """A formula with parameters, the runs it may be fitted to, and how it is estimated."""
 
+    reads: ClassVar[type] = Observations
+    """What the law is fitted to: a table of finished runs, unless it says otherwise."""
     name: str
     formula: str
     scope: str
@@ -57,11 +63,11 @@ class Law(ABC):
         """Names of the parameters, in the order of the columns of the draws."""
 
     @abstractmethod
-    def estimate(self, observations: Observations, options: FitOptions) -> Fit:
+    def estimate(self, observations: Data, options: FitOptions) -> Fit:
         """Fits the law; a failure is a status of the Fit, not an exception."""
 
 
-class LossLaw(Law):
+class LossLaw(Law[Observations]):
     """A law that gives the loss of a well-tuned run."""
 
     @abstractmethod
@@ -83,7 +89,7 @@ class SettingsDraws:
     """Second derivative of ln loss by ln batch at the optimum."""
 
 
-class SettingsLaw(Law):
+class SettingsLaw(Law[Observations]):
     """A law that gives the best settings of a run."""
 
     @abstractmethod
