@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import scalelaws
+from planting.basics import plant_power
 from scalelaws import Target, figures
 from scalelaws.laws.loss import keep_tuned
 
@@ -44,8 +45,8 @@ def test_the_axes_given_are_the_axes_returned(sweeps):
     assert figures.draw_basins(sweeps, ax) is ax
 
 
-def test_a_law_shades_what_lies_beyond_the_runs(evidence_for):
-    runs = evidence_for("power_law_params")
+def test_a_law_shades_what_lies_beyond_the_runs():
+    runs = plant_power("params", 1e-4, 0)
     ax = figures.draw_law(scalelaws.fit("power_law", runs, bootstrap=50), runs, target=Target(1e12, 1e9))
     assert "beyond the largest run" in labels(ax)
     assert ax.get_xlim()[1] >= 1e12
@@ -80,7 +81,7 @@ def test_drift_draws_one_line_per_parametrization(basin):
     assert render(ax)
 
 
-def test_the_wrong_law_is_refused(evidence_for, plant_settings):
+def test_the_wrong_law_is_refused(plant_settings):
     fit = scalelaws.fit("lr_batch", plant_settings(3, 1), bootstrap=50)
     with pytest.raises(ValueError, match="laws of the loss"):
         figures.draw_law(fit, plant_settings(3, 1))
