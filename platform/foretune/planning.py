@@ -162,6 +162,15 @@ def resolve_horizon(study: Study, scale: ScaleSection, corpus: CorpusFacts) -> i
     return math.ceil(tokens / multiple) * multiple
 
 
+def nearest_batch(batch_tokens: float, study: Study, horizon_tokens: int) -> int:
+    """The batch nearest to the given one, in logs, that divides the horizon: its runs see the same tokens."""
+    unit = study.data.seq_len * study.training.accumulation_steps
+    steps_at_one_unit = max(1, horizon_tokens // unit)
+    small = [d for d in range(1, math.isqrt(steps_at_one_unit) + 1) if steps_at_one_unit % d == 0]
+    divisors = {divisor for d in small for divisor in (d, steps_at_one_unit // d)}
+    return unit * min(divisors, key=lambda divisor: abs(math.log(divisor * unit / batch_tokens)))
+
+
 def find_obstacle(spec: RunSpec, study: Study, corpus: CorpusFacts) -> str:
     """Why a run would be of no use, or an empty string."""
     training = spec.training

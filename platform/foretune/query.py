@@ -5,7 +5,6 @@ Needs neither torch nor ray. Everything that is drawn or printed is computed her
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from foretune.answers import Answer, Branch, Verification, VerificationRun
 from foretune.errors import InputError
 from foretune.evidence import gather_observations, list_parametrizations
 from foretune.ledger import Ledger
+from foretune.planning import CorpusFacts, nearest_batch, resolve_horizon
 from foretune.records import hash_content
 from foretune.search.verification import Centre
 from foretune.study import Study
@@ -158,18 +158,9 @@ def _forecast_branch(study: Study, frame: pd.DataFrame, branch: str, target: Tar
         return {"forecast": forecast.to_dict(), "centre": None, "problem": forecast.message}
     batch_tokens = study.training.batch_tokens
     if forecast.batch_tokens is not None:
-        batch_tokens = choose_batch(forecast.batch_tokens.value, study, round(target.tokens))
+        batch_tokens = nearest_batch(forecast.batch_tokens.value, study, round(target.tokens))
     centre = {"peak_lr": float(f"{forecast.peak_lr.value:.4g}"), "batch_tokens": batch_tokens}
     return {"forecast": forecast.to_dict(), "centre": centre, "problem": ""}
-
-
-def choose_batch(predicted_tokens: float, study: Study, horizon_tokens: int) -> int:
-    """The batch nearest to the predicted one, in logs, that divides the horizon: its runs see the same tokens."""
-    unit = study.data.seq_len * study.training.accumulation_steps
-    steps_at_one_unit = max(1, horizon_tokens // unit)
-    small = [d for d in range(1, math.isqrt(steps_at_one_unit) + 1) if steps_at_one_unit % d == 0]
-    divisors = {divisor for d in small for divisor in (d, steps_at_one_unit // d)}
-    return unit * min(divisors, key=lambda divisor: abs(math.log(divisor * unit / predicted_tokens)))
 
 
 def _fingerprint(study: Study, frame: pd.DataFrame) -> str:
@@ -181,8 +172,6 @@ def _fingerprint(study: Study, frame: pd.DataFrame) -> str:
 
 def _rung_target(study: Study) -> Target:
     """The verification rung as a target, without preparing a corpus: non-embedding counts need no vocabulary."""
-    from foretune.planning import CorpusFacts, resolve_horizon
-
     assert study.verification is not None
     scale = study.scale_named(study.verification.scale)
     shape = study.shape(scale, vocab_size=0)

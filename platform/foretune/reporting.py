@@ -62,7 +62,7 @@ def write_results(answer: Answer, study: Study, folder: Path) -> Path:
     """Write the resolved study, answer.json, the figures and report.html into a folder; the path of the page."""
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    _write(folder / "study.json", json.dumps(study.snapshot(), indent=2))
+    _write(folder / "study.toml", study.to_toml())
     _write(folder / "answer.json", json.dumps(answer.to_dict(), indent=2, allow_nan=False))
     pictures = draw_answer(answer)
     for name, picture in pictures.items():

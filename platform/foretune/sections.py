@@ -37,6 +37,11 @@ Limit = Annotated[
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
+def as_tuple(value: object) -> object:
+    """TOML has arrays only; strict models take no list for a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 class Section(BaseModel):
     """A table of the study file: frozen, strict about types, closed to unknown keys."""
 
@@ -198,6 +203,21 @@ VARIABLE: dict[str, Callable[[Any], Any]] = {
 """What a space may vary, and how its values are read."""
 
 
+class PointSection(Section):
+    """`[[search.points]]`: one run beside those of the strategy; `foretune next` proposes such runs."""
+
+    scale: Name
+    """The rung at which it is run; not the one that is held out for verification."""
+    peak_lr: Quantity = Field(ge=1e-7, le=0.5)
+    """Peak learning rate."""
+    batch_tokens: Count = Field(default=0, ge=0)
+    """Tokens per optimizer step, a divisor of the rung's horizon; 0 takes that of `[training]`."""
+    parametrization: Parametrization | None = None
+    """Branch of the study; that of `[proxy]` unless given."""
+    seed: Count | None = Field(default=None, ge=0, lt=2**32)
+    """Seed of data order and initial weights; that of `[study]` unless given."""
+
+
 class SearchSection(Section):
     """`[search]`: which runs are tried."""
 
@@ -207,6 +227,8 @@ class SearchSection(Section):
     """What is minimised: the held-out loss at the end of a run."""
     space: dict[str, Choice | LogRange] = Field(min_length=1)
     """What is varied: `peak_lr = { low = "2^-10", high = "2^-4", factor = 2 }` or a list of values."""
+    points: Annotated[tuple[PointSection, ...], BeforeValidator(as_tuple)] = ()
+    """Further single runs."""
 
     @model_validator(mode="before")
     @classmethod

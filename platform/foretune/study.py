@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+import tomli_w
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from foretune.accounting import ModelShape, choose_ffn_width
@@ -28,11 +29,8 @@ from foretune.sections import (
     TargetSection,
     TrainingSection,
     VerificationSection,
+    as_tuple,
 )
-
-
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
 
 
 class Study(Section):
@@ -42,7 +40,7 @@ class Study(Section):
     """What is asked."""
     proxy: ProxySection
     """The small models."""
-    scales: Annotated[tuple[ScaleSection, ...], BeforeValidator(_tuple)] = Field(min_length=1)
+    scales: Annotated[tuple[ScaleSection, ...], BeforeValidator(as_tuple)] = Field(min_length=1)
     """The ladder of sizes and horizons."""
     data: DataSection = DataSection()
     """Text, tokens and mixture."""
@@ -77,6 +75,10 @@ class Study(Section):
         """The resolved study as plain data, which `read_study` reads back to the same study."""
         plain: dict[str, Any] = _without_none(self.model_dump(mode="json"))
         return plain
+
+    def to_toml(self) -> str:
+        """The resolved study as a study file."""
+        return tomli_w.dumps(self.snapshot())
 
     def shape(self, scale: ScaleSection, vocab_size: int) -> ModelShape:
         """The model of a rung, by the rules of `[proxy]`."""
@@ -199,6 +201,22 @@ def _reference_problems(study: Study) -> list[str]:
         problems.append("verification.scale: it is held out, so the study needs at least one other scale")
     if study.trainable and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", study.trainable):
         problems.append(f"trainable: must read package.module:function, got {study.trainable!r}")
+    return [*problems, *_point_problems(study, names)]
+
+
+def _point_problems(study: Study, names: list[str]) -> list[str]:
+    problems = []
+    for index, point in enumerate(study.search.points):
+        key, held_out = f"search.points[{index}]", study.verification and study.verification.scale == point.scale
+        if point.scale not in names:
+            problems.append(f"{key}.scale: no such scale {point.scale!r}; scales: {', '.join(names)}")
+        elif held_out:
+            problems.append(f"{key}.scale: {point.scale!r} is held out for verification; choose another scale")
+        if point.batch_tokens:
+            batch = point.batch_tokens
+            problems += _batch_problems(
+                f"{key}.batch_tokens", batch, study.data.seq_len, study.training.accumulation_steps
+            )
     return problems
 
 

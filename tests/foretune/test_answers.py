@@ -10,7 +10,7 @@ import pytest
 
 from foretune.answers import Verification, VerificationRun
 from foretune.cli import main
-from foretune.query import choose_batch
+from foretune.planning import nearest_batch
 from foretune.reporting import _describe_verification
 from foretune.study import load_study
 
@@ -55,7 +55,7 @@ def test_seeds_are_averaged() -> None:
 @pytest.mark.parametrize("predicted", [3e4, 1.1e5, 7e5])
 def test_the_verified_batch_divides_the_horizon(predicted: float) -> None:
     study, horizon = load_study(GRID), 3_398_434_816
-    batch = choose_batch(predicted, study, horizon)
+    batch = nearest_batch(predicted, study, horizon)
     assert horizon % batch == 0
     assert batch % study.data.seq_len == 0
     assert abs(math.log(batch / predicted)) < 0.35

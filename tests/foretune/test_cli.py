@@ -70,7 +70,7 @@ def test_results_folder_holds_study_answer_figures_and_page(launched: Path) -> N
     folder = launched / "results/lr_batch_grid"
     answer = json.loads((folder / "answer.json").read_text())
     assert answer["peak_lr"]["value"] > 0
-    assert json.loads((folder / "study.json").read_text())["study"]["name"] == "lr_batch_grid"
+    assert load_study(folder / "study.toml").study.name == "lr_batch_grid"
     page = (folder / "report.html").read_text()
     assert "Content-Security-Policy" in page
     assert 'src="http' not in page

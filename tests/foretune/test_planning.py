@@ -184,3 +184,34 @@ def test_a_mended_replay_table_means_new_runs(tmp_path: Path) -> None:
     assert ids[0].isdisjoint(ids[1])
     with pytest.raises(InputError, match="is no file"):
         ask(make_study(runner={"kind": "replay", "table": str(tmp_path / "none.csv")}))
+
+
+def with_points(*points: dict[str, Any]) -> Study:
+    return make_study(search={"space": {"peak_lr": [0.001, 0.002]}, "points": list(points)})
+
+
+def test_single_points_come_beside_the_grid_and_each_run_once() -> None:
+    alone = ask(make_study(search={"space": {"peak_lr": [0.001, 0.002]}}))
+    specs = ask(with_points({"scale": "w32", "peak_lr": 0.001}, {"scale": "w48", "peak_lr": 0.004, "seed": 3}))
+    assert {spec.run_id for spec in alone} < {spec.run_id for spec in specs}
+    assert len(specs) == len(alone) + 1
+    assert (specs[-1].scale, specs[-1].training.peak_lr, specs[-1].seed) == ("w48", 0.004, 3)
+
+
+def test_a_point_that_would_see_other_tokens_than_its_cell_is_refused() -> None:
+    with pytest.raises(InputError, match=r"points\[0\].batch_tokens: must divide the 100352 tokens.*nearest: 12544"):
+        ask(with_points({"scale": "w32", "peak_lr": 0.001, "batch_tokens": 12_800}))
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ({"scale": "w64", "peak_lr": 0.001}, "held out for verification"),
+        ({"scale": "w99", "peak_lr": 0.001}, "no such scale 'w99'"),
+        ({"scale": "w32", "peak_lr": 3.0}, "peak_lr"),
+        ({"scale": "w32", "peak_lr": 0.001, "batch_tokens": 100}, "the batch is in tokens"),
+    ],
+)
+def test_points_of_no_use_are_refused(point: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        with_points(point)
