@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scalelaws.drift import estimate_drift
-from scalelaws.laws.base import FitOptions, LossLaw
+from scalelaws.laws.base import FitOptions, Law, LossLaw
 from scalelaws.nonlinear import Columns, Noise, Parameter, Solution, Task, find_best, solve
 from scalelaws.observations import BoolArray, FloatArray, ObservationError, Observations, count_levels
 from scalelaws.results import Estimate, Evidence, Fit, Status, Target
@@ -23,8 +23,8 @@ FEWEST_CONVERGED = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmoothLaw(LossLaw):
-    """ln loss as a smooth function of a few columns, with priors that are weak and stated."""
+class Smooth(Law[Observations]):
+    """A response as a smooth function of a few columns, with priors that are weak and stated."""
 
     name: str = ""
     formula: str = ""
@@ -37,23 +37,43 @@ class SmoothLaw(LossLaw):
     """Columns of which the runs must hold at least three levels."""
     rows_needed: int = 0
     """Fewest runs; the number of parameters plus one where this is smaller."""
+    response: str = "ln loss"
+    """What is fitted, in words."""
 
     @abstractmethod
     def evaluate(self, values: FloatArray, columns: Columns) -> tuple[FloatArray, FloatArray]:
-        """ln loss (B, n) for each row of parameters (B, P), and its derivatives by them (B, n, P)."""
+        """The response (B, n) for each row of parameters (B, P), and its derivatives by them (B, n, P)."""
 
     @abstractmethod
-    def starts(self, columns: Columns, loss: FloatArray) -> FloatArray:
-        """Where the search begins: (S, P), natural units."""
+    def starts(self, columns: Columns, measured: FloatArray) -> FloatArray:
+        """Where the search begins: (S, P), natural units; from the columns and the losses (or scores)."""
+
+    @abstractmethod
+    def measured(self, observations: Observations) -> FloatArray:
+        """What was measured of every run, in its own unit: the loss, or the score."""
+
+    @abstractmethod
+    def respond(self, observations: Observations) -> FloatArray:
+        """The measured responses, in the coordinate that is fitted."""
+
+    @abstractmethod
+    def estimate_drift(self, runs: Observations, noise: float, options: FitOptions) -> float:
+        """Standard deviation by which the response leaves the law per e-fold of compute beyond the runs."""
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
         """Names of the parameters, in the order of the columns of the draws."""
         return tuple(item.name for item in self.parameters)
 
-    def predict_loss(self, values: FloatArray, target: Target) -> FloatArray:
-        """Loss of the target for each row of parameter values (draws, parameters)."""
-        return np.asarray(np.exp(self.evaluate(values, self._read_target(target))[0][:, 0]))
+    def weigh(self, observations: Observations) -> FloatArray:
+        """Weights of the runs: how much less than the expected noise each of them has, as a ratio of variances."""
+        return np.ones(len(observations))
+
+    def expect_noise(self, options: FitOptions) -> Noise:
+        """The plain robust penalty where it is asked for; else the noise is estimated."""
+        if options.objective == "huber":
+            return Noise(EXPECTED_NOISE_LOG, options.huber_delta)
+        return Noise(EXPECTED_NOISE_LOG)
 
     def refuse(self, observations: Observations) -> tuple[Status, str] | None:
         """Why these runs cannot hold this law, if they cannot; a law adds its own reasons."""
@@ -75,12 +95,17 @@ class SmoothLaw(LossLaw):
         problem = self.refuse(runs)
         if problem is not None:
             return self._unfitted(runs, options, problem, started)
-        columns, noise = self._read(runs), _expect_noise(options)
+        columns, noise = self._read(runs), self.expect_noise(options)
         solution = solve(
-            self, columns, np.log(runs.loss), self.starts(columns, runs.loss), noise,
-            groups=self.group(runs), draws=options.bootstrap, seed=options.seed,
+            self, columns, self.respond(runs), self.starts(columns, self.measured(runs)), noise,
+            weights=self.weigh(runs), groups=self.group(runs), draws=options.bootstrap, seed=options.seed,
         )  # fmt: skip
         return self._finish(runs, options, solution, started)
+
+    def pose(self, observations: Observations, options: FitOptions) -> Task:
+        """The problem of fitting this law to runs of which none diverged."""
+        columns = self._read(observations)
+        return Task(self, columns, self.respond(observations), self.weigh(observations), self.expect_noise(options))
 
     def group(self, observations: Observations) -> FloatArray:
         """Runs with equal numbers are resampled together: the seeds of one setting err together."""
@@ -111,7 +136,7 @@ class SmoothLaw(LossLaw):
     def _finish(self, runs: Observations, options: FitOptions, solution: Solution, started: float) -> Fit:
         status, message = self._judge(solution)
         evidence = Evidence.of(runs, runs.excluded)
-        drift = estimate_drift(runs.compute, solution.noise, lambda train: self._backcast(runs, train, options))[0]
+        drift = self.estimate_drift(runs, solution.noise, options)
         undecided = [item.name for item in solution.undecided(self.parameters) if not item.needed]
         warnings = tuple(f"{name} is set by its prior: these runs do not determine it" for name in undecided)
         parameters = {
@@ -120,7 +145,7 @@ class SmoothLaw(LossLaw):
         }
         return Fit(
             law=self.name, formula=self.formula, parameters=parameters, draws=solution.draws,
-            objective=f"{describe_noise(_expect_noise(options), solution.noise)}; {solution.method}",
+            objective=f"{describe_noise(self.expect_noise(options), solution.noise, self.response)}; {solution.method}",
             objective_value=solution.cost, status=status, message=message,
             rmse_log=float(np.sqrt(np.mean(solution.residuals**2))), scatter_log=solution.noise, evidence=evidence,
             seconds=time.perf_counter() - started, level=options.level, scope=dict(runs.scope),
@@ -142,14 +167,13 @@ class SmoothLaw(LossLaw):
         return Status.CONVERGED, Status.CONVERGED.value
 
     def _backcast(self, runs: Observations, train: BoolArray, options: FitOptions) -> FloatArray | None:
-        """Errors of ln loss of the later runs, from a fit of the earlier ones."""
+        """Errors of the response of the later runs, from a fit of the earlier ones."""
         earlier, later = runs.rows(np.flatnonzero(train)), runs.rows(np.flatnonzero(~train))
         if self.refuse(earlier) is not None:
             return None
-        columns = self._read(earlier)
-        task = Task(self, columns, np.log(earlier.loss), np.ones(len(earlier)), _expect_noise(options))
-        values = find_best(task, self.starts(columns, earlier.loss))
-        return np.asarray(self.evaluate(values[None], self._read(later))[0][0] - np.log(later.loss))
+        task = self.pose(earlier, options)
+        values = find_best(task, self.starts(task.columns, self.measured(earlier)))
+        return np.asarray(self.evaluate(values[None], self._read(later))[0][0] - self.respond(later))
 
     def _unfitted(self, runs: Observations, options: FitOptions, problem: tuple[Status, str], started: float) -> Fit:
         status, message = problem
@@ -161,15 +185,29 @@ class SmoothLaw(LossLaw):
         )  # fmt: skip
 
 
-def _expect_noise(options: FitOptions) -> Noise:
-    """The plain robust penalty where it is asked for; else the noise is estimated."""
-    if options.objective == "huber":
-        return Noise(EXPECTED_NOISE_LOG, options.huber_delta)
-    return Noise(EXPECTED_NOISE_LOG)
+@dataclass(frozen=True, kw_only=True)
+class SmoothLaw(Smooth, LossLaw):
+    """ln loss as a smooth function of a few columns, with priors that are weak and stated."""
+
+    def predict_loss(self, values: FloatArray, target: Target) -> FloatArray:
+        """Loss of the target for each row of parameter values (draws, parameters)."""
+        return np.asarray(np.exp(self.evaluate(values, self._read_target(target))[0][:, 0]))
+
+    def measured(self, observations: Observations) -> FloatArray:
+        """The losses."""
+        return observations.loss
+
+    def respond(self, observations: Observations) -> FloatArray:
+        """ln loss."""
+        return np.asarray(np.log(observations.loss))
+
+    def estimate_drift(self, runs: Observations, noise: float, options: FitOptions) -> float:
+        """Standard deviation by which ln loss leaves the law per e-fold of compute beyond the runs."""
+        return estimate_drift(runs.compute, noise, lambda train: self._backcast(runs, train, options))[0]
 
 
-def describe_noise(noise: Noise, found: float) -> str:
+def describe_noise(noise: Noise, found: float, response: str = "ln loss") -> str:
     """The objective in words."""
     if np.isfinite(noise.huber_delta):
-        return f"sum of Huber penalties of ln loss, delta {noise.huber_delta:g}, weak priors"
-    return f"posterior mode: Huber penalty at three times the noise of ln loss, {found:.2g}; weak priors"
+        return f"sum of Huber penalties of {response}, delta {noise.huber_delta:g}, weak priors"
+    return f"posterior mode: Huber penalty at three times the noise of {response}, {found:.2g}; weak priors"
