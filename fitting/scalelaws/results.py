@@ -50,6 +50,11 @@ class Estimate:
         low, middle, high = np.quantile(draws, [(1 - level) / 2, 0.5, (1 + level) / 2])
         return cls(float(middle if value is None else value), float(low), float(high), unit)
 
+    def scaled(self, factor: float, unit: str = "") -> Estimate:
+        """The same quantity in another unit: value and bounds times `factor`; a missing bound stays missing."""
+        low, high = (None if bound is None else bound * factor for bound in (self.low, self.high))
+        return Estimate(self.value * factor, low, high, unit)
+
     def to_dict(self, *, unit: bool = False) -> dict[str, Any]:
         """Value, low, high (and unit) as plain data; what is not finite becomes null."""
         record: dict[str, Any] = {"value": _finite(self.value), "low": _finite(self.low), "high": _finite(self.high)}
@@ -196,6 +201,20 @@ class FitError(RuntimeError):
         self.partial = partial
 
 
+COMPUTE_CONVENTIONS = ("6ND", "M D")
+"""`M D`: M training FLOPs per token with attention and without embeddings (see `conventions`)."""
+TARGET_COVARIATES: Mapping[str, str] = {
+    **COVARIATES,
+    "width": "model width (d_model)",
+    "batch_tokens": "tokens per optimizer step, where the batch is given",
+    "peak_lr": "peak learning rate, where it is given",
+    "loss": "loss that the run shall reach, nats per token",
+    "anchor_tokens": "horizon of a tuned run of the same model and batch",
+    "anchor_peak_lr": "best peak learning rate of that run",
+    "anchor_critical_batch_tokens": "critical batch of that run, tokens per step",
+}
+
+
 @dataclass(frozen=True)
 class Target:
     """The large run that the small ones are for."""
@@ -207,16 +226,22 @@ class Target:
     compute_flops: float | None = None
     """Training FLOPs; 6ND when not given."""
     covariates: Mapping[str, float] = field(default_factory=dict)
-    """What else the law needs to know of the run, by the names in `observations.COVARIATES`."""
+    """What else the law needs to know of the run, by the names in `TARGET_COVARIATES`."""
     mixture: Mapping[str, float] = field(default_factory=dict)
     """Share of the training tokens by domain."""
+    compute_convention: str = "6ND"
+    """How `compute_flops` was counted; one of `COMPUTE_CONVENTIONS`."""
 
     def __post_init__(self) -> None:
         """Refuses what is not positive."""
-        known = (*COVARIATES, "width", "batch_tokens", "peak_lr")
-        unknown = sorted(set(self.covariates) - set(known))
+        unknown = sorted(set(self.covariates) - set(TARGET_COVARIATES))
         if unknown:
-            raise ValueError(f"target has no covariate {unknown[0]!r}; known are {', '.join(known)}")
+            raise ValueError(f"target has no covariate {unknown[0]!r}; known are {', '.join(TARGET_COVARIATES)}")
+        if self.compute_convention not in COMPUTE_CONVENTIONS:
+            known = " or ".join(COMPUTE_CONVENTIONS)
+            raise ValueError(f"target compute_convention must be {known}; got {self.compute_convention!r}")
+        if self.compute_convention != "6ND" and self.compute_flops is None:
+            raise ValueError(f"a target whose compute counts {self.compute_convention} needs compute_flops")
         for name in ("params_non_embedding", "tokens", "seq_len", "compute_flops"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -235,6 +260,8 @@ class Target:
             "seq_len": self.seq_len,
             "compute_flops": self.compute,
         }
+        if self.compute_convention != "6ND":
+            record["compute_convention"] = self.compute_convention
         mixture = {f"mix/{name}": share for name, share in self.mixture.items()}
         return {**record, **self.covariates, **mixture}
 
@@ -259,11 +286,17 @@ class Forecast:
     evidence: Evidence | None
     scope: Mapping[str, str]
     warnings: tuple[str, ...]
+    weight_decay: Estimate | None = None
+    """Decoupled weight decay, where the law gives one."""
+    critical_batch_tokens: Estimate | None = None
+    """Batch beyond which more tokens per step save few steps, where the law gives one."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The `predict` object that the command line prints."""
+        """The `predict` object that the command line prints; what only some laws give is there when they do."""
         empty = {"runs": 0, "cells": 0, "excluded": []}
+        further = {"weight_decay": self.weight_decay, "critical_batch_tokens": self.critical_batch_tokens}
         return {
+            **{name: item.to_dict() for name, item in further.items() if item is not None},
             "target": self.target.to_dict(),
             "peak_lr": _optional(self.peak_lr),
             "batch_tokens": _optional(self.batch_tokens),

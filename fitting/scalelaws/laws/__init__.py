@@ -6,16 +6,37 @@ from dataclasses import dataclass
 from typing import Any
 
 from scalelaws.laws.base import FitOptions, Law, LossLaw, SettingsDraws, SettingsLaw
+from scalelaws.laws.broken import BrokenPowerLaw
+from scalelaws.laws.compute_settings import ComputeOptimumLaw
+from scalelaws.laws.critical_batch_law import CriticalBatchLaw
+from scalelaws.laws.kaplan import Kaplan
+from scalelaws.laws.leverage import EfficiencyLeverage
 from scalelaws.laws.loss import Chinchilla, PowerLaw, SumOfPowers
+from scalelaws.laws.power_schedule import PowerScheduleLaw
 from scalelaws.laws.published import PUBLISHED, PublishedLoss, PublishedSettings, get_published
+from scalelaws.laws.repetition import Repetition
 from scalelaws.laws.settings import CellOptimum, OptimumLaw, find_cell_optima
+from scalelaws.laws.sparsity import AverageParams
+from scalelaws.laws.trajectory import Trajectory
+from scalelaws.laws.weight_decay import TimescaleLaw
 
 LAWS: tuple[Law[Any], ...] = (
     OptimumLaw(),
+    ComputeOptimumLaw(),
+    PowerScheduleLaw(),
+    PowerScheduleLaw(name="power_schedule_sqrt", batch_exponent=0.5),
+    TimescaleLaw(),
+    CriticalBatchLaw(),
     Chinchilla(),
     PowerLaw(variable="params"),
     PowerLaw(variable="tokens"),
     PowerLaw(variable="compute"),
+    Kaplan(),
+    BrokenPowerLaw(),
+    Repetition(),
+    AverageParams(),
+    EfficiencyLeverage(),
+    Trajectory(),
 )
 
 ALIASES = {"power_law": "power_law_params"}
