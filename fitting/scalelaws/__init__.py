@@ -6,8 +6,9 @@
 Needs numpy only to import; figures live in `scalelaws.figures`.
 """
 
+from scalelaws.allocation import allocate
 from scalelaws.estimation import fit
-from scalelaws.forecasting import allocate, forecast
+from scalelaws.forecasting import forecast
 from scalelaws.laws import (
     LAWS,
     PUBLISHED,

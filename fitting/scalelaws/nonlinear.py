@@ -163,7 +163,7 @@ def solve(
     one cell). Deterministic for a seed.
     """
     task = Task(model, columns, y, np.ones(len(y)) if weights is None else weights, noise)
-    best, sd, dof = _fit_noise(task, starts)
+    best, sd, dof = fit_noise(task, starts)
     found, share, method = _draw(task, best.t, sd, dof, _number(groups, len(y)), draws, seed)
     return Solution(
         values=to_values(best.t, model.parameters)[0],
@@ -180,7 +180,7 @@ def solve(
 
 def find_best(task: Task, starts: FloatArray) -> FloatArray:
     """Natural values (P,) of the best minimum reached from the starts, without draws."""
-    values: FloatArray = to_values(_fit_noise(task, starts)[0].t, task.model.parameters)[0]
+    values: FloatArray = to_values(fit_noise(task, starts)[0].t, task.model.parameters)[0]
     return values
 
 
@@ -191,7 +191,7 @@ class _Minima:
     converged: np.ndarray
 
 
-def _fit_noise(task: Task, starts: FloatArray) -> tuple[_Minima, float, float]:
+def fit_noise(task: Task, starts: FloatArray) -> tuple[_Minima, float, float]:
     """The best minimum, the noise and its degrees of freedom; with a fixed penalty the noise is only measured."""
     start, sd, dof = to_coordinates(starts, task.model.parameters), task.noise.expected, np.inf
     spare = float((task.w > 0).sum()) - len(task.model.parameters)
@@ -214,16 +214,17 @@ def _draw(
     rng, rows, count = np.random.default_rng(seed), len(task.y), int(groups.max()) + 1
     if count >= RUNS_PER_PARAMETER * len(task.model.parameters):
         picked = resample_weights(count, draws, rng)[:, groups]
-        drawn, centres = replace(task, w=task.w * picked), task.centre[None]
-        method = f"{count} groups of runs resampled"
+        drawn = replace(task, w=task.w * picked)
+        method = f"{count} groups of runs resampled, priors perturbed"
     else:
         spread = np.sqrt(draw_variances(sd**2, dof, draws, rng))[:, None] if np.isfinite(dof) else sd
         shared = rng.standard_normal((draws, count))[:, groups]
         own = rng.standard_normal((draws, rows))
         noise = spread * (shared + own) / np.sqrt(2) if count < rows else spread * own
         drawn = replace(task, y=task.y + noise / np.sqrt(np.maximum(task.w, 1e-12)))
-        centres = task.centre + task.scale * rng.standard_normal((draws, len(task.scale)))
         method = "data and priors perturbed"
+    # the centres move with the draws: else what the runs leave open would look certain
+    centres = task.centre + task.scale * rng.standard_normal((draws, len(task.scale)))
     found = minimise(drawn, np.repeat(t, draws, axis=0), sd, centres)
     return found.t, float(found.converged.mean()), method
 
@@ -301,7 +302,7 @@ def _minimise(task: Task, start: FloatArray, sd: float, centres: FloatArray) -> 
         done = (promise < DECREMENT * np.maximum(cost[rows], 1.0)) | (damping[rows] > MAX_DAMPING)
         t[rows[better]], cost[rows[better]] = trial[better], reached[better]
         damping[rows] = np.where(better, np.maximum(0.1 * damping[rows], 1e-12), 10 * damping[rows])
-        converged[rows] = done & (promise < 1e-4 * np.maximum(cost[rows], 1.0))
+        converged[rows] = promise < 1e-4 * np.maximum(cost[rows], 1.0)
         active[rows] = ~done
     return _Minima(t, cost, converged)
 
