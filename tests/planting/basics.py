@@ -79,6 +79,11 @@ _SETTINGS = {
     "batch_coefficient": BATCH,
 }
 PLANTED = {
+    "response_surface": Planted(
+        lambda noise, seed: plant_settings(batches=5, noise=noise, seed=seed),
+        {"lr_exponent_params": LR_N, "lr_exponent_tokens": LR_D, "batch_exponent_tokens": BATCH_D}, 3e-4,
+        Target(4e7, 1.6e9), E + A * 4e7**-ALPHA + B * 1.6e9**-BETA, recovers=0.1,
+    ),
     "lr_batch": Planted(
         lambda noise, seed: plant_settings(batches=3, noise=noise, seed=seed), _SETTINGS, 3e-4, Target(4e7, 1.6e9),
         E + A * 4e7**-ALPHA + B * 1.6e9**-BETA, recovers=0.3,

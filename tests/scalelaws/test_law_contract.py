@@ -9,12 +9,16 @@ import scalelaws
 from planting import list_planted
 from scalelaws import LAWS, PUBLISHED, Observations, get_law, list_laws
 from scalelaws.laws import LossLaw
-from scalelaws.laws.smooth import SmoothLaw
+from scalelaws.laws.downstream import ScoreLaw
+from scalelaws.laws.mixture import MixtureLaw
+from scalelaws.laws.smooth import Smooth
 from scalelaws.nonlinear import to_coordinates, to_values
+from scalelaws.scores import predict_score
 
 PLANTED = list_planted()
 NAMES = [law.name for law in LAWS]
-SMOOTH = [law.name for law in LAWS if isinstance(law, SmoothLaw)]
+SMOOTH = [law.name for law in LAWS if isinstance(law, Smooth)]
+SCORES = [law.name for law in LAWS if isinstance(law, ScoreLaw) and PLANTED[law.name].target is not None]
 ON_RUNS = [law.name for law in LAWS if law.reads is Observations]
 FIT_KEYS = {"law", "formula", "parameters", "objective", "status", "residuals", "evidence", "seconds"}
 
@@ -33,6 +37,12 @@ def fitted():
     return give
 
 
+def bind(name):
+    """The law as the planted runs have it: a law of mixtures has parameters for each domain."""
+    law = get_law(name)
+    return law.bind(PLANTED[name].runs(0.0, 0).mixture) if isinstance(law, MixtureLaw) else law
+
+
 def test_every_law_has_a_planted_truth():
     assert set(NAMES) <= set(PLANTED)
 
@@ -42,7 +52,7 @@ def test_fits_runs_that_hold_it(name, fitted):
     fit = fitted(name)
     assert fit.status.ok
     assert fit.law == name
-    assert tuple(fit.parameters) == get_law(name).parameter_names
+    assert tuple(fit.parameters) == bind(name).parameter_names
     assert fit.draws.shape == (100, len(fit.parameters))
     for estimate in fit.parameters.values():
         assert estimate.low <= estimate.high
@@ -59,7 +69,7 @@ def test_recovers_what_was_planted_without_noise(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_planted_lies_within_four_deviations(name, fitted):
     fit = fitted(name)
-    for index, parameter in enumerate(get_law(name).parameter_names):
+    for index, parameter in enumerate(bind(name).parameter_names):
         if parameter not in PLANTED[name].truth:
             continue
         spread = max(np.std(fit.draws[:, index]), 0.005 * abs(PLANTED[name].truth[parameter]))
@@ -111,10 +121,18 @@ def test_forecasts_what_was_planted_inside_its_own_range(name, fitted):
     assert found.loss.low < found.loss.value < found.loss.high
 
 
+@pytest.mark.parametrize("name", SCORES)
+def test_predicts_the_planted_score(name, fitted):
+    planted = PLANTED[name]
+    found = predict_score(fitted(name), planted.target).score
+    assert found.value == pytest.approx(planted.response, abs=0.01)
+    assert found.low < found.value < found.high
+
+
 @pytest.mark.parametrize("name", SMOOTH)
 def test_derivatives_are_exact(name):
     """Against central differences in fitting coordinates, at three places around the planted values."""
-    law, runs = get_law(name), PLANTED[name].runs(0.0, 0)
+    law, runs = bind(name), PLANTED[name].runs(0.0, 0)
     columns = law._read(runs)
     centre = to_coordinates(np.array([[item.centre for item in law.parameters]]), law.parameters)
     for name_, value in PLANTED[name].truth.items():
@@ -133,7 +151,7 @@ def test_derivatives_are_exact(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_summary_names_every_parameter(name, fitted):
     text = fitted(name).summary()
-    assert all(parameter in text for parameter in get_law(name).parameter_names)
+    assert all(parameter in text for parameter in bind(name).parameter_names)
 
 
 def test_the_list_names_every_law_once():
@@ -146,7 +164,7 @@ def test_the_list_names_every_law_once():
 
 
 def test_unknown_names_say_what_is_known():
-    with pytest.raises(ValueError, match="known are lr_batch"):
+    with pytest.raises(ValueError, match="known are response_surface"):
         get_law("nothing")
     with pytest.raises(ValueError, match="predict with it instead"):
         get_law("step_law")
