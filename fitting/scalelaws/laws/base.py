@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
@@ -11,14 +12,16 @@ import numpy as np
 from scalelaws.observations import FloatArray, Observations
 from scalelaws.results import Fit, Target
 
+OBJECTIVES = ("auto", "huber", "lad", "least_squares", "map")
+
 
 @dataclass(frozen=True)
 class FitOptions:
     """How to fit; every field is recorded in the Fit in words or shows in its numbers."""
 
     objective: str = "auto"
-    """`huber`: the plain robust objective, no priors, resampled runs. `map`: weak stated priors, perturbed data.
-    `auto`: `laws.loss.choose_objective` decides by the number of distinct scales."""
+    """`huber`, `lad`, `least_squares`: the plain penalty of ln loss, no priors, resampled cells. `map`: robust, with weak
+    stated priors. `auto`: `map` with less weight for runs of which a misfit is expected (see `weighting`)."""
     huber_delta: float = 1e-3
     """Residual of ln loss at which `huber` turns linear (Hoffmann et al. 2022, section 3.3)."""
     bootstrap: int = 400
@@ -29,18 +32,24 @@ class FitOptions:
     """Seed of the draws: the same seed gives the same numbers."""
     prior_slope_sd: float = 0.5
     """Laws of settings: exponents are pulled towards 0 with this standard deviation (an assumption)."""
+    trim_excess: float = math.inf
+    """Sums of powers: runs whose ln loss lies more than this above the best of their compute level are left out."""
+    compute_weight: float = 0.0
+    """Sums of powers: weights C^compute_weight; 0 gives all runs the same."""
 
     def __post_init__(self) -> None:
         """Refuses options that have no meaning."""
-        if self.objective not in ("auto", "huber", "map"):
-            raise ValueError(f"objective must be auto, huber or map; got {self.objective!r}")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {self.objective!r}")
         if not 0 < self.level < 1:
             raise ValueError(f"level must lie between 0 and 1, for example 0.9; got {self.level}")
         if self.bootstrap < 50:
             raise ValueError(f"bootstrap must be at least 50 draws to give an interval; got {self.bootstrap}")
-        for name in ("huber_delta", "prior_slope_sd"):
+        for name in ("huber_delta", "prior_slope_sd", "trim_excess"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
+        if not (math.isfinite(self.compute_weight) and self.compute_weight >= 0):
+            raise ValueError(f"compute_weight must be finite and not negative; got {self.compute_weight}")
 
 
 Data = TypeVar("Data")
@@ -87,6 +96,18 @@ class SettingsDraws:
     """Skew of the basin per unit of ln learning rate (see `optima`)."""
     batch_curvature: FloatArray | None
     """Second derivative of ln loss by ln batch at the optimum."""
+    batch_skew: FloatArray | None = None
+    """Skew of the basin per unit of ln batch; None is 0."""
+    lr_shear: FloatArray | None = None
+    """By how much of the gap in ln batch the learning rate's valley moves along (see `surfaces`); None is 0."""
+    batch_shear: FloatArray | None = None
+    """By how much of the gap in ln learning rate the batch's valley moves along; None is 0."""
+    ln_weight_decay: FloatArray | None = None
+    """None where the law says nothing of weight decay; else the learning rate and the batch are those of the target."""
+    weight_decay_curvature: FloatArray | None = None
+    """Second derivative of ln loss by ln weight decay at the optimum."""
+    weight_decay_skew: FloatArray | None = None
+    """Skew of the basin per unit of ln weight decay."""
 
 
 class SettingsLaw(Law[Observations]):
