@@ -1,14 +1,27 @@
 """Scaling laws from finished runs: fit the small, forecast the large, with honest intervals.
 
-    fitted = scalelaws.fit("lr_batch", scalelaws.Observations.from_frame(frame))
+    fitted = scalelaws.fit("response_surface", scalelaws.Observations.from_frame(frame))
     print(scalelaws.forecast(fitted, scalelaws.Target(7e9, 1.4e12)).to_dict())
 
-Needs numpy only to import; figures live in `scalelaws.figures`.
+Needs numpy only to import; figures live in `scalelaws.figures` and its neighbours.
 """
 
 from scalelaws.allocation import allocate
+from scalelaws.approaches import Approaches, compare_approaches
+from scalelaws.averaging import Average, average_laws
+from scalelaws.backtesting import Backtest, backtest
+from scalelaws.candidates import Candidates, Design
+from scalelaws.conventions import ConventionError, check_same_conventions
+from scalelaws.counting import Shape, compare_countings, recount
+from scalelaws.critical_batch import Tradeoff, fit_tradeoff
+from scalelaws.crossover import compare_laws
+from scalelaws.curve_forecasting import CurveForecast, predict_curve, predict_final
+from scalelaws.curves import Curve, Curves
+from scalelaws.design import choose_runs, start_design
+from scalelaws.difficulty import ItemForecast, ItemScores, forecast_by_difficulty
 from scalelaws.estimation import fit
 from scalelaws.forecasting import forecast
+from scalelaws.isoflops import Isoflops, find_isoflop_optima
 from scalelaws.laws import (
     LAWS,
     PUBLISHED,
@@ -26,17 +39,36 @@ from scalelaws.laws import (
     get_published,
     list_laws,
 )
+from scalelaws.likelihood import Profile, Quantity
+from scalelaws.mixing import DomainFits, fit_domains, read_domains, read_olmix
 from scalelaws.observations import Exclusion, ObservationError, Observations
 from scalelaws.optima import Optimum, find_basin_optimum, find_surface_optimum
+from scalelaws.optimal_mixture import BestMixture, find_best_mixture
+from scalelaws.profiles import optimal_size, profile
 from scalelaws.results import Allocation, Estimate, Evidence, Fit, FitError, Forecast, Status, Target
-from scalelaws.transfer import Drift, compare_drifts, measure_drift
+from scalelaws.schedules import Schedule
+from scalelaws.scheduling import Advice, optimise_schedule
+from scalelaws.scores import ScoreForecast, predict_score
+from scalelaws.transfer import Drift, compare_drifts, measure_drift, measure_observed_drift
 
 __all__ = [
     "LAWS",
     "PUBLISHED",
+    "Advice",
     "Allocation",
+    "Approaches",
+    "Average",
+    "Backtest",
+    "BestMixture",
+    "Candidates",
     "CellOptimum",
     "Chinchilla",
+    "ConventionError",
+    "Curve",
+    "CurveForecast",
+    "Curves",
+    "Design",
+    "DomainFits",
     "Drift",
     "Estimate",
     "Evidence",
@@ -45,6 +77,9 @@ __all__ = [
     "FitError",
     "FitOptions",
     "Forecast",
+    "Isoflops",
+    "ItemForecast",
+    "ItemScores",
     "Law",
     "LawEntry",
     "ObservationError",
@@ -52,19 +87,48 @@ __all__ = [
     "Optimum",
     "OptimumLaw",
     "PowerLaw",
+    "Profile",
     "PublishedLoss",
     "PublishedSettings",
+    "Quantity",
+    "Schedule",
+    "ScoreForecast",
+    "Shape",
     "Status",
     "Target",
+    "Tradeoff",
     "allocate",
+    "average_laws",
+    "backtest",
+    "check_same_conventions",
+    "choose_runs",
+    "compare_approaches",
+    "compare_countings",
     "compare_drifts",
+    "compare_laws",
     "find_basin_optimum",
+    "find_best_mixture",
     "find_cell_optima",
+    "find_isoflop_optima",
     "find_surface_optimum",
     "fit",
+    "fit_domains",
+    "fit_tradeoff",
     "forecast",
+    "forecast_by_difficulty",
     "get_law",
     "get_published",
     "list_laws",
     "measure_drift",
+    "measure_observed_drift",
+    "optimal_size",
+    "optimise_schedule",
+    "predict_curve",
+    "predict_final",
+    "predict_score",
+    "profile",
+    "read_domains",
+    "read_olmix",
+    "recount",
+    "start_design",
 ]

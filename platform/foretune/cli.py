@@ -131,6 +131,29 @@ def _add_query_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
     _add_evidence(allocate)
     allocate.add_argument("--flops", type=_argument(parse_quantity), required=True, help="training FLOPs")
 
+    backtest = verbs.add_parser("backtest", help="fit the small runs, predict the large ones: error, coverage, ranking")
+    _add_evidence(backtest, published=False)
+    backtest.add_argument(
+        "--law",
+        action="append",
+        default=[],
+        metavar="LAW",
+        help="a law to test, several times; default: the usual ones",
+    )
+
+    follow = verbs.add_parser("next", help="the runs that would make the target's forecast surest per FLOP, as a study")
+    follow.add_argument("study", metavar="STUDY", help="folder, TOML file, or name in the ledger")
+    follow.add_argument("--runs-affordable", type=_argument(parse_count), default=8, metavar="K", help="default: 8")
+    follow.add_argument(
+        "--to", default="", metavar="FILE", help="where the study goes; default: results/STUDY/next.toml"
+    )
+    follow.add_argument("--params", type=_argument(parse_count), help="non-embedding parameters; default: [target]")
+    follow.add_argument("--tokens", type=_argument(parse_horizon), help="training tokens, or 20xN; default: [target]")
+    follow.add_argument("--seq-len", type=_argument(parse_horizon), help="tokens per sequence of the large run")
+    follow.add_argument("--parametrization", default="", help="branch of the study; default: that of [proxy]")
+    _add_ledger(follow)
+    _add_format(follow)
+
     laws = verbs.add_parser("laws", help="every law: formula, parameters, scope, source")
     _add_format(laws)
 

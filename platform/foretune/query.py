@@ -20,12 +20,14 @@ from foretune.records import hash_content
 from foretune.search.verification import Centre
 from foretune.study import Study
 from scalelaws import Allocation, Drift, Fit, FitError, Forecast, Observations, Target
+from scalelaws.backtesting import HeldOut
+from scalelaws.laws import LossLaw, SettingsLaw
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SETTINGS_LAW = "lr_batch"
-"""The law of the optimal learning rate and batch size; it carries the loss law of the tuned runs with it."""
+TESTED_LAWS = ("chinchilla", "power_law_compute", "kaplan", "response_surface", "lr_batch", "lr_batch_compute")
+"""What a backtest compares unless told otherwise: the laws that need no more than sizes, horizons and settings."""
 
 
 def answer_study(study: Study, ledger: Ledger) -> Answer:
@@ -58,18 +60,32 @@ def predict_target(
     frame: pd.DataFrame, target: Target, *, parametrization: str = "", pool: Collection[str] = (), seed: int = 0
 ) -> Forecast:
     """The forecast for a target from a run table; InputError when the runs do not carry it, with the reason."""
-    fit = fit_runs(frame, SETTINGS_LAW, parametrization=parametrization, pool=pool, seed=seed)
-    return scalelaws.forecast(fit, target)
+    observations = gather_observations(frame, parametrization=parametrization, pool=pool)
+    return scalelaws.forecast(_fit(choose_settings_law(observations), observations, seed), target)
+
+
+def choose_settings_law(observations: Observations) -> str:
+    """The joint surface where the batch was searched, else the two-stage law of the learning rate.
+
+    Of the two, benchmarks/fitting/learning_rates prefers the first where it has batches to learn from; where only the
+    learning rate was swept both do equally well, and the second says more of each cell.
+    """
+    batches = observations.batch_tokens
+    searched = batches is not None and any(len(np.unique(batches[rows])) >= 3 for rows in observations.cells())
+    return "response_surface" if searched else "lr_batch"
 
 
 def fit_runs(
     frame: pd.DataFrame, law: str, *, parametrization: str = "", pool: Collection[str] = (), seed: int = 0
 ) -> Fit:
     """Fit one law to a run table; the error of a refused fit says what is missing."""
-    observations = gather_observations(frame, parametrization=parametrization, pool=pool)
+    return _fit(law, gather_observations(frame, parametrization=parametrization, pool=pool), seed)
+
+
+def _fit(law: str, observations: Observations, seed: int) -> Fit:
     try:
         return scalelaws.fit(law, observations, seed=seed)
-    except (FitError, ValueError) as error:
+    except (FitError, ValueError, TypeError) as error:
         raise InputError(str(error)) from None
 
 
@@ -84,10 +100,47 @@ def allocate_compute(
         raise InputError(f"--flops: {error}") from None
 
 
+def backtest_runs(
+    frame: pd.DataFrame,
+    laws: Collection[str] = (),
+    *,
+    parametrization: str = "",
+    pool: Collection[str] = (),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How forecasts of the larger runs from the smaller ones would have gone: cells, summary and ranking by law.
+
+    Laws of the loss are scored by the loss of each cell's tuned run, laws of settings by the regret of their
+    recommendation on the cell's own sweep. Raises InputError for a law that does not exist.
+    """
+    observations = gather_observations(frame, parametrization=parametrization, pool=pool)
+    try:
+        chosen = [scalelaws.get_law(name) for name in laws or TESTED_LAWS]
+    except ValueError as error:
+        raise InputError(f"--law: {error}") from None
+    record: dict[str, Any] = {"cells": [], "summary": [], "ranking": {}, "unfitted": []}
+    kinds: tuple[tuple[HeldOut, type[scalelaws.Law[Any]]], ...] = (("loss", LossLaw), ("settings", SettingsLaw))
+    for held_out, kind in kinds:
+        tested = [law for law in chosen if isinstance(law, kind)]
+        if not tested or (held_out == "settings" and observations.peak_lr is None):
+            continue
+        try:
+            found = scalelaws.backtest(observations, tested, held_out=held_out, seed=seed).to_dict()
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        for key in ("cells", "summary"):
+            record[key] += [{"held_out": held_out, **row} for row in found[key]]
+        record["unfitted"] += found["unfitted"]
+        record["ranking"][held_out] = found["ranking"]
+    return record
+
+
 def compare_published(target: Target) -> list[dict[str, Any]]:
-    """What each published law says of a target, under its own conventions, with the reach beyond its runs."""
+    """What each published law that the target tells enough for says of it, with the reach beyond its runs."""
     rows = []
     for name, law in scalelaws.PUBLISHED.items():
+        if law.lacks(target):
+            continue
         forecast = scalelaws.forecast(law, target)
         reach = [value for value in forecast.extrapolation.values() if value is not None]
         rows.append(
@@ -190,7 +243,7 @@ def _answer_branch(study: Study, frame: pd.DataFrame, branch: str, target: Targe
         return Branch(branch, observations, problem=str(error))
     drift = _measure_drift(observations, study.study.seed)
     try:
-        fit = scalelaws.fit(SETTINGS_LAW, observations, seed=study.study.seed)
+        fit = scalelaws.fit(choose_settings_law(observations), observations, seed=study.study.seed)
     except (FitError, ValueError) as error:
         return Branch(branch, observations, cells, drift=drift, problem=str(error))
     return Branch(branch, observations, cells, fit, scalelaws.forecast(fit, target), drift)

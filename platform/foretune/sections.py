@@ -221,14 +221,20 @@ class PointSection(Section):
 class SearchSection(Section):
     """`[search]`: which runs are tried."""
 
-    strategy: Literal["grid"] = "grid"
-    """`grid`: every combination of the space's values at every scale."""
+    strategy: Literal["grid", "points"] = "grid"
+    """`grid`: every combination of the space's values at every scale; `points`: only the runs named one by one."""
     metric: Literal["loss"] = "loss"
     """What is minimised: the held-out loss at the end of a run."""
     space: dict[str, Choice | LogRange] = Field(min_length=1)
     """What is varied: `peak_lr = { low = "2^-10", high = "2^-4", factor = 2 }` or a list of values."""
     points: Annotated[tuple[PointSection, ...], BeforeValidator(as_tuple)] = ()
-    """Further single runs."""
+    """Single runs: those of strategy `points`, or further ones beside a grid."""
+
+    @model_validator(mode="after")
+    def _check_points(self) -> SearchSection:
+        if self.strategy == "points" and not self.points:
+            raise ValueError('strategy = "points" needs [[search.points]]; `foretune next` proposes some')
+        return self
 
     @model_validator(mode="before")
     @classmethod

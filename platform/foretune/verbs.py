@@ -141,7 +141,7 @@ def do_predict(args: Namespace) -> None:
         if args.runs:
             raise InputError("--published answers without runs: leave out --runs, or leave out --published")
         target = _read_target(args, load_study(args.study) if args.study else None)
-        print(render_record(scalelaws.forecast(_get_published(args.published), target).to_dict(), args.format))
+        print(render_record(_forecast_published(args.published, target).to_dict(), args.format))
         return
     frame, branch, study = _gather(args)
     target = _read_target(args, study)
@@ -166,6 +166,50 @@ def do_allocate(args: Namespace) -> None:
     print(render_record(allocation.to_dict(), args.format))
 
 
+def do_backtest(args: Namespace) -> None:
+    """Fit the small runs of a table, forecast the large ones, and print how that went."""
+    from foretune.query import backtest_runs
+
+    frame, branch, study = _gather(args)
+    seed = study.study.seed if study else 0
+    record = backtest_runs(frame, args.law, parametrization=branch, pool=args.pool, seed=seed)
+    if args.format != "table":
+        print(json.dumps(record, indent=2) if args.format == "json" else render_rows(record["cells"], "csv"))
+        return
+    shown = ("held_out", "law", "fraction", "params", "tokens", "predicted", "low", "high", "actual", "error", "inside")
+    print(render_rows([{key: cell[key] for key in shown} for cell in record["cells"]], "table") + "\n")
+    print(render_rows(record["summary"], "table"))
+    for held_out, names in record["ranking"].items():
+        print(f"ranking by {held_out}: {', '.join(names) or 'none could be tested'}")
+    for item in record["unfitted"]:
+        print(f"not tested: {item['law']} below 1/{item['fraction']:g} of the compute: {item['reason']}")
+
+
+def do_next(args: Namespace) -> None:
+    """Write a study with the runs to do next, and print them with what they are expected to bring."""
+    from foretune.proposing import propose_runs
+    from foretune.query import list_branches
+
+    with open_ledger(args.ledger or None, create=True) as ledger:
+        study = _find_study(args.study, ledger)
+        name = study.study.name
+        frame = ledger.runs(name) if name in ledger.studies() else None
+    branch = args.parametrization or (study.proxy.parametrization if frame is None else list_branches(study, frame)[0])
+    target = _read_target(args, study)
+    proposal = propose_runs(study, frame, target, parametrization=branch, runs=args.runs_affordable)
+    place = Path(args.to) if args.to else Path("results") / name / "next.toml"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(proposal.study.to_toml(), encoding="utf-8")
+    if args.format != "table":
+        record = proposal.to_dict()
+        print(json.dumps(record, indent=2) if args.format == "json" else render_rows(proposal.rows(), "csv"))
+    else:
+        print(render_rows(proposal.rows(), "table"))
+        print("\n".join((proposal.design.status, *proposal.design.warnings)))
+    launch = f"the study with these runs: {place} (launch: foretune run {place})"
+    print(launch, file=sys.stderr if args.format != "table" else sys.stdout)
+
+
 def do_laws(args: Namespace) -> None:
     """Print every law."""
     print(render_rows([law.to_dict() for law in scalelaws.list_laws()], args.format))
@@ -181,6 +225,14 @@ def _print_answer(study: Study, ledger: Ledger, results: Path, kind: str) -> int
     print(summarize_answer(answer) if kind == "table" else render_record(answer.to_dict(), kind))  # type: ignore[arg-type]
     print(f"report: {page}", file=sys.stderr if kind != "table" else sys.stdout)
     return int(answer.branch.forecast is None)
+
+
+def _forecast_published(name: str, target: scalelaws.Target) -> scalelaws.Forecast:
+    law = _get_published(name)
+    try:
+        return scalelaws.forecast(law, target)
+    except ValueError as error:
+        raise InputError(f"--published: {error}") from None
 
 
 def _get_published(name: str) -> Any:

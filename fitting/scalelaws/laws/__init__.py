@@ -9,18 +9,25 @@ from scalelaws.laws.base import FitOptions, Law, LossLaw, SettingsDraws, Setting
 from scalelaws.laws.broken import BrokenPowerLaw
 from scalelaws.laws.compute_settings import ComputeOptimumLaw
 from scalelaws.laws.critical_batch_law import CriticalBatchLaw
+from scalelaws.laws.curve import Annealing, CurveLaw, MultiPower
+from scalelaws.laws.downstream import ScoreLaw, ScorePowers, ScoreSigmoid, score_compute, score_single_step
+from scalelaws.laws.joint_mixture import AdditiveMixture, JointMixture
 from scalelaws.laws.kaplan import Kaplan
 from scalelaws.laws.leverage import EfficiencyLeverage
 from scalelaws.laws.loss import Chinchilla, PowerLaw, SumOfPowers
+from scalelaws.laws.mixture import BiMix, DiminishingMixture, LogLinearMixture, MixtureLaw
+from scalelaws.laws.nested_mixture import NestedMixture
 from scalelaws.laws.power_schedule import PowerScheduleLaw
 from scalelaws.laws.published import PUBLISHED, PublishedLoss, PublishedSettings, get_published
 from scalelaws.laws.repetition import Repetition
 from scalelaws.laws.settings import CellOptimum, OptimumLaw, find_cell_optima
 from scalelaws.laws.sparsity import AverageParams
+from scalelaws.laws.surface import ResponseSurface
 from scalelaws.laws.trajectory import Trajectory
 from scalelaws.laws.weight_decay import TimescaleLaw
 
 LAWS: tuple[Law[Any], ...] = (
+    ResponseSurface(),
     OptimumLaw(),
     ComputeOptimumLaw(),
     PowerScheduleLaw(),
@@ -37,6 +44,17 @@ LAWS: tuple[Law[Any], ...] = (
     AverageParams(),
     EfficiencyLeverage(),
     Trajectory(),
+    LogLinearMixture(),
+    DiminishingMixture(),
+    BiMix(),
+    NestedMixture(),
+    AdditiveMixture(),
+    JointMixture(),
+    Annealing(),
+    MultiPower(),
+    ScoreSigmoid(),
+    score_single_step(),
+    score_compute(),
 )
 
 ALIASES = {"power_law": "power_law_params"}
@@ -96,21 +114,47 @@ def _describe(law: PublishedLoss | PublishedSettings) -> str:
 __all__ = [
     "LAWS",
     "PUBLISHED",
+    "AdditiveMixture",
+    "Annealing",
+    "AverageParams",
+    "BiMix",
+    "BrokenPowerLaw",
     "CellOptimum",
     "Chinchilla",
+    "ComputeOptimumLaw",
+    "CriticalBatchLaw",
+    "CurveLaw",
+    "DiminishingMixture",
+    "EfficiencyLeverage",
     "FitOptions",
+    "JointMixture",
+    "Kaplan",
     "Law",
     "LawEntry",
+    "LogLinearMixture",
     "LossLaw",
+    "MixtureLaw",
+    "MultiPower",
+    "NestedMixture",
     "OptimumLaw",
     "PowerLaw",
+    "PowerScheduleLaw",
     "PublishedLoss",
     "PublishedSettings",
+    "Repetition",
+    "ResponseSurface",
+    "ScoreLaw",
+    "ScorePowers",
+    "ScoreSigmoid",
     "SettingsDraws",
     "SettingsLaw",
     "SumOfPowers",
+    "TimescaleLaw",
+    "Trajectory",
     "find_cell_optima",
     "get_law",
     "get_published",
     "list_laws",
+    "score_compute",
+    "score_single_step",
 ]

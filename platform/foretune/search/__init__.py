@@ -12,12 +12,12 @@ from foretune.study import Study
 
 Strategy = Callable[[Study, CorpusFacts], tuple[list[RunSpec], list[Skipped]]]
 
-STRATEGIES: dict[str, Strategy] = {"grid": ask_grid}
+STRATEGIES: dict[str, Strategy] = {"grid": ask_grid, "points": ask_points}
 """Every strategy by its name in `[search] strategy`."""
 
 
 def ask_search(study: Study, corpus: CorpusFacts) -> tuple[list[RunSpec], list[Skipped]]:
     """The runs that the study's search and its single points ask for, each once, and those left out with the reason."""
-    searched, points = STRATEGIES[study.search.strategy](study, corpus), ask_points(study, corpus)
-    unique = {spec.run_id: spec for spec in (*searched[0], *points[0])}
-    return list(unique.values()), [*searched[1], *points[1]]
+    found = [ask(study, corpus) for ask in dict.fromkeys((STRATEGIES[study.search.strategy], ask_points))]
+    unique = {spec.run_id: spec for specs, _ in found for spec in specs}
+    return list(unique.values()), [item for _, skipped in found for item in skipped]
