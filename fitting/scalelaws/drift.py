@@ -1,7 +1,8 @@
 """How far the true loss curve leaves a fitted one beyond its largest run, measured by rolling-origin backtests.
 
 Legend: o origin (a compute below which a law is fitted), r reach = ln(C of a later run / largest C below the origin),
-e error of ln loss of the later run, s scatter of runs around the law; e ~ normal(0, s^2 + drift^2 r^2).
+e error of ln loss of the later run, s scatter of runs around the law; e ~ normal(0, s^2 + drift^2 r^2). Squared errors
+are weighted by the inverse of the variance that the expected drift gives them: runs far off the law count little.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ ORIGINS = (2.0, 4.0, 10.0, 30.0)
 
 
 def estimate_drift(
-    compute: FloatArray, scatter_log: float, backcast: Callable[[BoolArray], FloatArray | None]
+    compute: FloatArray, scatter_log: float | FloatArray, backcast: Callable[[BoolArray], FloatArray | None]
 ) -> tuple[float, int]:
     """Drift per e-fold of compute, pulled towards the expectation, and the number of origins behind it.
 
-    It is never below the expectation: origins inside the runs reach less far than targets do.
+    It is never below the expectation: origins inside the runs reach less far than targets do. `scatter_log` is one
+    number, or one per run.
 
     `backcast(train)` fits the runs of the mask and returns the errors of ln loss of the others, or None if it cannot.
     """
-    squares = [_measure(compute, scatter_log, train, backcast) for train in _split(compute)]
+    known = np.broadcast_to(np.asarray(scatter_log, dtype=np.float64) ** 2, compute.shape)
+    squares = [_measure(compute, known, train, backcast) for train in _split(compute)]
     found = [square for square in squares if square is not None]
     total = DRIFT_DOF * DRIFT_LOG_PER_EFOLD**2 + sum(found)
     return max(float(np.sqrt(total / (DRIFT_DOF + len(found)))), DRIFT_LOG_PER_EFOLD), len(found)
@@ -44,11 +47,13 @@ def _split(compute: FloatArray) -> list[BoolArray]:
 
 
 def _measure(
-    compute: FloatArray, scatter_log: float, train: BoolArray, backcast: Callable[[BoolArray], FloatArray | None]
+    compute: FloatArray, known: FloatArray, train: BoolArray, backcast: Callable[[BoolArray], FloatArray | None]
 ) -> float | None:
-    """Squared drift that one origin shows."""
+    """Squared drift that one origin shows: weighted least squares of e^2 - s^2 on r^2."""
     errors = backcast(train)
     if errors is None or not np.isfinite(errors).all():
         return None
-    reach = np.log(compute[~train] / compute[train].max())
-    return max(float((errors**2 - scatter_log**2).sum() / (reach**2).sum()), 0.0)
+    reach = np.log(compute[~train] / compute[train].max()) ** 2
+    weight = 1 / (known[~train] + DRIFT_LOG_PER_EFOLD**2 * reach) ** 2
+    square = (weight * reach * (errors**2 - known[~train])).sum() / (weight * reach**2).sum()
+    return max(float(square), 0.0)

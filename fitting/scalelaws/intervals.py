@@ -1,6 +1,13 @@
-"""Where the spread of a fit comes from: resampled runs, perturbed data, and a noise that is itself uncertain."""
+"""Where the spread of a fit comes from: resampled runs, perturbed data, and a noise that is itself uncertain.
+
+Legend (shapes): n runs, s grid of noises, g grid of misfit scales.
+    variance of ln loss of run i  =  noise^2 + known_i + scale^2 misfit_i
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -21,3 +28,60 @@ def pool_variance(prior_sd: float, prior_dof: float, squares: float, dof: float)
 def draw_variances(variance: float, dof: FloatArray | float, draws: int, rng: np.random.Generator) -> FloatArray:
     """Draws of a scaled inverse chi-squared variance; a normal with this variance is Student's t."""
     return np.asarray(variance * dof / rng.chisquare(dof, size=draws))
+
+
+PRIOR_NOISE_LOG = 0.003
+"""Expected misfit of ln loss around a law, runs' noise included (an assumption; reruns alone differ by .0005)."""
+PRIOR_NOISE_SD = 1.0
+"""Its standard deviation in ln: between .0006 and .016 with a probability of 90 % (an assumption)."""
+NOISES = np.geomspace(1e-5, 0.1, 61)
+SCALES = np.geomspace(0.05, 4.0, 17)
+HUBER_SDS = 1.345
+"""With priors on, the penalty turns linear at this many standard deviations: 95 % efficient for normal noise (Huber and
+Ronchetti 2009, section 4.5)."""
+WITHIN_HUBER = NormalDist().cdf(HUBER_SDS) - NormalDist().cdf(-HUBER_SDS)
+"""Share of normal residuals within it, and mean of residual times slope of the penalty: with it the noise that Huber's
+penalty leads to is that of normal residuals (Huber and Ronchetti 2009, proposal 2)."""
+
+
+@dataclass(frozen=True, eq=False)
+class NoisePosterior:
+    """What residuals say about the noise and about the scale of the expected misfit."""
+
+    log_density: FloatArray
+    """(s, g), up to a constant; per unit of ln noise and ln scale."""
+
+    @property
+    def mode(self) -> tuple[float, float]:
+        """The most probable noise and scale."""
+        row, column = np.unravel_index(np.argmax(self.log_density), self.log_density.shape)
+        return float(NOISES[row]), float(SCALES[column])
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of a run's ln loss: the root of the mean squared noise."""
+        share = np.exp(self.log_density - self.log_density.max()).sum(axis=1)
+        return float(np.sqrt((share * NOISES**2).sum() / share.sum()))
+
+    def draw(self, draws: int, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+        """Noises and scales, (draws,) each."""
+        share = np.exp(self.log_density - self.log_density.max()).ravel()
+        place = rng.choice(share.size, size=draws, p=share / share.sum())
+        row, column = np.unravel_index(place, self.log_density.shape)
+        return NOISES[row], SCALES[column]
+
+
+def infer_noise(
+    residuals: FloatArray, known: FloatArray, misfit: FloatArray, spare: float, scale_sd: float
+) -> NoisePosterior:
+    """The posterior on the grid, for residuals of ln loss (n,) with `spare` degrees of freedom left.
+
+    `scale_sd` is the standard deviation, in ln, of what is known beforehand of the scale of the misfit, around 1.
+    """
+    variance = (NOISES**2)[:, None, None] + (known + SCALES[:, None] ** 2 * misfit)[None]
+    size = np.abs(residuals) / np.sqrt(variance)
+    bent = np.minimum(size, HUBER_SDS)
+    share = max(spare, 0.0) / len(residuals)
+    density = -(0.5 * WITHIN_HUBER * share * np.log(variance) + bent * (size - 0.5 * bent)).sum(axis=-1)
+    density -= 0.5 * (np.log(NOISES[:, None] / PRIOR_NOISE_LOG) / PRIOR_NOISE_SD) ** 2
+    return NoisePosterior(density - 0.5 * (np.log(SCALES) / scale_sd) ** 2)

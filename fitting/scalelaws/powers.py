@@ -5,18 +5,22 @@ Legend (shapes):
     u  (n, T)   ln of the scaled variables, centred
     y  (B, n)   ln loss                                w  (B, n)   weights of the runs
     t  (B, P)   coefficients (e, a_1..a_T, alpha_1..alpha_T):  ln L = ln( exp e + sum_j exp(a_j - alpha_j u_j) )
-    p  (B, n, 1+T)  share of the floor and of each term in the predicted loss (they sum to one)
+    p  (1+T, B, n)  share of the floor and of each term in the predicted loss (they sum to one)
     r  (B, n)   residuals, predicted minus observed ln loss
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scalelaws.observations import BoolArray, FloatArray
+
+IntArray = NDArray[np.int64]
 
 RELAXED = (16.0, 4.0, 2.0)
 """Problems that stall start anew with the penalty made this much wider, then narrowed: near its own delta few runs bend
@@ -38,7 +42,7 @@ PROBLEMS_AT_ONCE = 500
 
 @dataclass(frozen=True)
 class Objective:
-    """J(t) = sum_i w_i huber(r_i) / noise^2 + 1/2 sum_j ((ln alpha_j - mean_j) / sd)^2; the last term is optional."""
+    """J(t) = sum_i w_i penalty(r_i) / noise^2 + 1/2 sum_j ((ln alpha_j - mean_j) / sd)^2; the last term is optional."""
 
     huber_delta: float
     """Residual of ln loss beyond which the penalty grows linearly."""
@@ -46,6 +50,24 @@ class Objective:
     """Standard deviation of ln loss; 1 for the plain objective without priors."""
     prior_sd: float | None = None
     """Standard deviation of the prior of ln alpha; None switches the prior off."""
+    smooth: bool = False
+    """Pseudo-Huber, delta^2 (sqrt(1 + (r / delta)^2) - 1), instead of the penalty with a kink: few Newton steps."""
+
+    def penalise(self, r: FloatArray) -> FloatArray:
+        """The penalty of each residual."""
+        delta = self.huber_delta
+        if self.smooth:
+            square = (r / delta) ** 2
+            return np.asarray(delta**2 * square / (1 + np.sqrt(1 + square)))
+        inside = np.clip(r, -delta, delta)
+        return np.asarray(inside * (r - 0.5 * inside))
+
+    def bend(self, r: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """First and second derivative of the penalty."""
+        if self.smooth:
+            root = 1 / np.sqrt(1 + (r / self.huber_delta) ** 2)
+            return r * root, root**3
+        return np.clip(r, -self.huber_delta, self.huber_delta), (np.abs(r) <= self.huber_delta).astype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +79,7 @@ class Problems:
     w: FloatArray
     prior_mean: FloatArray
 
-    def take(self, rows: BoolArray | slice) -> Problems:
+    def take(self, rows: BoolArray | IntArray | slice) -> Problems:
         """Some of the problems."""
         return Problems(self.u, self.y[rows], self.w[rows], self.prior_mean[rows])
 
@@ -71,63 +93,103 @@ class Minima:
     converged: BoolArray
 
 
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """What a place t gives: shares p (1+T, B, n), residuals r (B, n) and the objective (B,)."""
+
+    p: FloatArray
+    r: FloatArray
+    value: FloatArray
+
+    def take(self, rows: BoolArray | IntArray) -> _Point:
+        return _Point(self.p[:, rows], self.r[rows], self.value[rows])
+
+    def update(self, rows: BoolArray, other: _Point) -> None:
+        self.p[:, rows], self.r[rows], self.value[rows] = other.p[:, rows], other.r[rows], other.value[rows]
+
+
 def predict_log(t: FloatArray, u: FloatArray) -> FloatArray:
     """Predicted ln loss, (B, n), of coefficients (B, P) at log scales (n, T)."""
-    z = _exponents(t, u)
-    top = z.max(axis=-1, keepdims=True)
-    return np.asarray(np.log(np.exp(z - top).sum(axis=-1)) + top[..., 0])
+    return _share(t, u)[1]
 
 
-def _exponents(t: FloatArray, u: FloatArray) -> FloatArray:
-    """The logs of the floor and of each term, (B, n, 1+T)."""
+def _share(t: FloatArray, u: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Shares (1+T, B, n) and predicted ln loss (B, n)."""
     terms = u.shape[1]
-    floor = np.broadcast_to(t[:, None, :1], (len(t), len(u), 1))
-    return np.concatenate([floor, t[:, None, 1 : 1 + terms] - t[:, None, 1 + terms :] * u], axis=-1)
+    z = np.empty((1 + terms, len(t), len(u)))
+    z[0] = t[:, :1]
+    for j in range(terms):
+        z[1 + j] = t[:, 1 + j, None] - t[:, 1 + terms + j, None] * u[:, j]
+    top = functools.reduce(np.maximum, z)
+    z -= top
+    np.exp(z, out=z)
+    total = functools.reduce(np.add, z)
+    z /= total
+    return z, np.log(total) + top
 
 
-def evaluate(t: FloatArray, problems: Problems, objective: Objective) -> FloatArray:
-    """The objective, (B,); infinite where a prior on ln alpha meets alpha <= 0."""
-    r = predict_log(t, problems.u) - problems.y
-    size, delta = np.abs(r), objective.huber_delta
-    penalty = np.where(size <= delta, 0.5 * r * r, delta * (size - 0.5 * delta))
-    value = (problems.w * penalty).sum(axis=1) / objective.noise_log**2
+def _visit(t: FloatArray, problems: Problems, objective: Objective) -> _Point:
+    p, predicted = _share(t, problems.u)
+    r = predicted - problems.y
+    value = np.einsum("bn,bn->b", problems.w, objective.penalise(r)) / objective.noise_log**2
     if objective.prior_sd is not None:
         alpha = t[:, 1 + problems.u.shape[1] :]
         gap = (np.log(np.where(alpha > 0, alpha, 1.0)) - problems.prior_mean) / objective.prior_sd
         value = np.where((alpha > 0).all(axis=1), value + 0.5 * (gap * gap).sum(axis=1), np.inf)
-    return np.asarray(value)
+    return _Point(p, r, np.asarray(value))
+
+
+def evaluate(t: FloatArray, problems: Problems, objective: Objective) -> FloatArray:
+    """The objective, (B,); infinite where a prior on ln alpha meets alpha <= 0."""
+    return _visit(t, problems, objective).value
 
 
 def differentiate(t: FloatArray, problems: Problems, objective: Objective) -> tuple[FloatArray, FloatArray]:
-    """Exact gradient (B, P) and Hessian (B, P, P) of the objective (the Huber penalty's own, piecewise)."""
-    u, delta = problems.u, objective.huber_delta
-    z = _exponents(t, u)
-    p = np.exp(z - z.max(axis=-1, keepdims=True))
-    total = p.sum(axis=-1, keepdims=True)
-    r = np.log(total[..., 0]) + z.max(axis=-1) - problems.y
-    p /= total
+    """Exact gradient (B, P) and Hessian (B, P, P) of the objective (that of Huber's penalty piecewise)."""
+    return _differentiate(t, _visit(t, problems, objective), problems, objective)
+
+
+def _differentiate(
+    t: FloatArray, point: _Point, problems: Problems, objective: Objective
+) -> tuple[FloatArray, FloatArray]:
+    """Coefficient k bends component c(k) with a factor f_k(u): 1 for floor and coefficients, -u_j for exponents.
+
+    d r / d t_k = p_c f_k;  H_kl = sum_i f_k f_l (p_c p_c' (w penalty'' - w penalty') + [c = c'] p_c w penalty').
+    """
+    u, terms = problems.u, problems.u.shape[1]
+    first, second = objective.bend(point.r)
     scale = problems.w / objective.noise_log**2
-    pull = scale * np.clip(r, -delta, delta)
-    jacobian = np.concatenate([p, -p[..., 1:] * u], axis=-1)
-    gradient = np.einsum("bn,bnp->bp", pull, jacobian)
-    bend = scale * (np.abs(r) <= delta) - pull
-    hessian = np.swapaxes(jacobian * bend[..., None], 1, 2) @ jacobian + _spread(pull[..., None] * p, u)
+    pull = scale * first
+    bend = scale * second - pull
+    factors = np.column_stack([np.ones(len(u)), *(-u.T)])
+    products = (factors[:, :, None] * factors[:, None, :]).reshape(len(u), -1)
+    gradient = np.empty_like(t)
+    hessian = np.empty((len(t), t.shape[1], t.shape[1]))
+    for c in range(1 + terms):
+        pulled = pull * point.p[c]
+        gradient[:, _places(c, terms)] = (pulled @ factors)[:, _kinds(c)]
+        bent = bend * point.p[c]
+        for d in range(c, 1 + terms):
+            weight = bent * point.p[d]
+            if c == d:
+                weight += pulled
+            sums = (weight @ products).reshape(len(t), 1 + terms, 1 + terms)
+            for k, f in zip(_places(c, terms), _kinds(c), strict=True):
+                for m, g in zip(_places(d, terms), _kinds(d), strict=True):
+                    hessian[:, k, m] = hessian[:, m, k] = sums[:, f, g]
     if objective.prior_sd is not None:
-        _add_prior(gradient, hessian, t[:, 1 + u.shape[1] :], problems.prior_mean, objective.prior_sd)
+        _add_prior(gradient, hessian, t[:, 1 + terms :], problems.prior_mean, objective.prior_sd)
     return gradient, hessian
 
 
-def _spread(pull: FloatArray, u: FloatArray) -> FloatArray:
-    """sum_i pull_ic z_ic z_ic^T, where z_ic is the gradient of the exponent of component c; (B, P, P)."""
-    terms = u.shape[1]
-    hessian = np.zeros((len(pull), 2 * terms + 1, 2 * terms + 1))
-    hessian[:, 0, 0] = pull[..., 0].sum(axis=1)
-    for j in range(terms):
-        a, alpha = 1 + j, 1 + terms + j
-        hessian[:, a, a] = pull[..., 1 + j].sum(axis=1)
-        hessian[:, a, alpha] = hessian[:, alpha, a] = -pull[..., 1 + j] @ u[:, j]
-        hessian[:, alpha, alpha] = pull[..., 1 + j] @ u[:, j] ** 2
-    return hessian
+def _places(component: int, terms: int) -> list[int]:
+    """The coefficients that bend a component: the floor its own, a term its coefficient and its exponent."""
+    return [0] if component == 0 else [component, terms + component]
+
+
+def _kinds(component: int) -> list[int]:
+    """Which column of the factors each of them has."""
+    return [0] if component == 0 else [0, component]
 
 
 def _add_prior(gradient: FloatArray, hessian: FloatArray, alpha: FloatArray, mean: FloatArray, sd: float) -> None:
@@ -149,6 +211,15 @@ def minimise(start: FloatArray, problems: Problems, objective: Objective) -> Min
     )
 
 
+def minimise_best(start: FloatArray, problems: Problems, objective: Objective) -> Minima:
+    """Solves one problem that was posed once for each start (B, P); returns the lowest minimum, one row."""
+    found = _minimise(start, problems, objective, ROUNDS)
+    winner = slice(int(np.argmin(found.value)), int(np.argmin(found.value)) + 1)
+    if found.converged[winner].all():
+        return Minima(found.t[winner], found.value[winner], found.converged[winner])
+    return _solve(found.t[winner], problems.take(winner), objective)
+
+
 def _solve(start: FloatArray, problems: Problems, objective: Objective) -> Minima:
     """Straight to the minimum where that works, by stages of a narrowing penalty where it does not."""
     found = _minimise(start, problems, objective, ROUNDS)
@@ -168,42 +239,43 @@ def _narrow(start: FloatArray, problems: Problems, objective: Objective) -> Mini
 
 def _minimise(start: FloatArray, problems: Problems, objective: Objective, rounds: int) -> Minima:
     """Damped Newton steps; problems that are done leave the batch."""
-    t = np.array(start)
-    value = evaluate(t, problems, objective)
-    damping = np.full(len(t), 1e-6)
-    active = np.isfinite(value)
+    t, value = np.array(start), np.empty(len(start))
     converged = np.zeros(len(t), dtype=bool)
+    point = _visit(t, problems, objective)
+    value[:] = point.value
+    rows = np.flatnonzero(np.isfinite(value))
+    part, point, damping = problems.take(rows), point.take(rows), np.full(len(rows), 1e-6)
     for _ in range(rounds):
-        rows = np.flatnonzero(active)
         if len(rows) == 0:
             break
-        part = Problems(problems.u, problems.y[rows], problems.w[rows], problems.prior_mean[rows])
-        step, promise = _propose(t[rows], part, objective, damping[rows])
+        step, promise = _propose(t[rows], point, part, objective, damping)
         trial = t[rows] + step
-        trial_value = evaluate(trial, part, objective)
-        better = trial_value < value[rows]
-        promise /= np.maximum(value[rows], NOTHING**2 * part.w.sum(axis=1) / objective.noise_log**2)
+        there = _visit(trial, part, objective)
+        better = there.value < point.value
+        promise /= np.maximum(point.value, NOTHING**2 * part.w.sum(axis=1) / objective.noise_log**2)
         t[rows[better]] = trial[better]
-        value[rows[better]] = trial_value[better]
-        damping[rows] = np.where(better, np.maximum(damping[rows] * 0.1, 1e-12), damping[rows] * 8)
-        stuck = ~better & (damping[rows] > MAX_DAMPING)
-        done = (promise < DECREMENT) | (~better & (promise < 100 * DECREMENT)) | stuck
+        point.update(better, there)
+        damping = np.where(better, np.maximum(damping * 0.1, 1e-12), damping * 8)
+        done = (promise < DECREMENT) | (~better & (promise < 100 * DECREMENT)) | (~better & (damping > MAX_DAMPING))
+        value[rows] = point.value
         converged[rows] = done & (promise < STALLED)
-        active[rows] = ~done
+        if done.any():
+            rows, part, point, damping = rows[~done], part.take(~done), point.take(~done), damping[~done]
     return Minima(t, value, converged)
 
 
 def _propose(
-    t: FloatArray, problems: Problems, objective: Objective, damping: FloatArray
+    t: FloatArray, point: _Point, problems: Problems, objective: Objective, damping: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """The damped Newton step (B, P) and the decrease that an undamped one promises (B,).
 
     Directions of negative curvature are walked down by their absolute curvature, so a saddle is left, not sought.
     """
-    gradient, hessian = differentiate(t, problems, objective)
+    gradient, hessian = _differentiate(t, point, problems, objective)
     size = np.sqrt(np.maximum(np.abs(np.diagonal(hessian, axis1=1, axis2=2)), 1e-300))
-    curvature, axes = np.linalg.eigh(hessian / (size[:, :, None] * size[:, None, :]))
-    along = np.einsum("bpq,bp->bq", axes, gradient / size)
+    gradient, hessian = gradient / size, hessian / (size[:, :, None] * size[:, None, :])
+    curvature, axes = np.linalg.eigh(hessian)
+    along = np.einsum("bpq,bp->bq", axes, gradient)
     stiffness = np.maximum(np.abs(curvature), 1e-14)
     step = -np.einsum("bpq,bq->bp", axes, along / (stiffness + damping[:, None])) / size
     return np.clip(step, -4.0, 4.0), 0.5 * (along * along / stiffness).sum(axis=1)

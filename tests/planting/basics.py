@@ -90,7 +90,7 @@ PLANTED = {
     ),
     "chinchilla": Planted(
         lambda noise, seed: plant_loss(8, 8, noise, seed), {"E": E, "A": A, "B": B, "alpha": ALPHA, "beta": BETA}, 1e-4,
-        Target(3e8, 2e10), E + A * 3e8**-ALPHA + B * 2e10**-BETA, recovers=0.02,
+        Target(3e8, 2e10), E + A * 3e8**-ALPHA + B * 2e10**-BETA, recovers=0.05,
     ),
     "power_law_params": Planted(
         lambda noise, seed: plant_power("params", noise, seed), _POWER, 1e-4, Target(_AT, 1e9), _ON_POWER

@@ -22,6 +22,17 @@ def test_chinchilla_recovers_a_planted_truth(plant_loss):
     assert found == pytest.approx({"E": 1.7, "A": 400, "B": 1100, "alpha": 0.34, "beta": 0.3}, rel=1e-5)
 
 
+def test_least_absolute_deviations_give_the_published_row(published_runs):
+    """Besiroglu et al. 2024, table 1: A, B within .5 %, E and the exponents within 3e-4."""
+    runs = published_runs("chinchilla_epoch").query("kept_240")
+    observations = Observations(runs["N"], runs["D"], runs["loss"])
+    fit = scalelaws.fit("chinchilla", observations, objective="lad", bootstrap=50)
+    found = {name: item.value for name, item in fit.parameters.items()}
+    assert {name: found[name] for name in "AB"} == pytest.approx({"A": 482.0, "B": 2085.39}, rel=0.005)
+    rest = {"E": 1.81686, "alpha": 0.34781, "beta": 0.36585}
+    assert {name: found[name] for name in rest} == pytest.approx(rest, abs=3e-4)
+
+
 def cover(repetitions, plant, objective="auto"):
     """How many of the intervals at 90 % hold the planted E, A, B, alpha, beta."""
     truth, hits = np.array([1.7, 400, 1100, 0.34, 0.3]), np.zeros(5)
@@ -33,8 +44,8 @@ def cover(repetitions, plant, objective="auto"):
 
 
 def test_intervals_of_a_true_law_cover_it(plant_loss, fewest_hits):
-    hits = cover(60, lambda seed: plant_loss(7, 7, 0.005, seed))
-    assert (hits >= fewest_hits(60)).all(), hits
+    hits = cover(24, lambda seed: plant_loss(7, 7, 0.005, seed))
+    assert (hits >= fewest_hits(24)).all(), hits
 
 
 def repeat_cells(cells, seed, repeats=3, noise=0.0005):
@@ -44,7 +55,7 @@ def repeat_cells(cells, seed, repeats=3, noise=0.0005):
     return replace(runs, loss=runs.loss * np.exp(noise * own))
 
 
-@pytest.mark.parametrize(("objective", "repetitions"), [("huber", 40), ("map", 30)])
+@pytest.mark.parametrize(("objective", "repetitions"), [("huber", 30), ("map", 20)])
 def test_repeats_of_a_cell_do_not_narrow_what_they_share(plant_loss, fewest_hits, objective, repetitions):
     hits = cover(repetitions, lambda seed: repeat_cells(plant_loss(7, 7, 0.004, seed), seed), objective)
     assert (hits >= fewest_hits(repetitions)).all(), hits
@@ -65,13 +76,13 @@ def test_repeats_are_averaged_and_every_run_is_counted():
 def test_few_sizes_get_wide_honest_intervals_for_the_next_sizes(fewest_hits):
     """Ladders of four sizes, exponents drawn from the stated prior: the loss at 16 times the size."""
     rng, hits = np.random.default_rng(1), 0
-    for seed in range(60):
+    for seed in range(30):
         exponent = 0.3 * np.exp(0.5 * rng.standard_normal())
         truth = 1.8 + 1.6 * (4.0**5) ** -exponent
-        fit = scalelaws.fit("power_law", ladder(4, 0.002, seed, exponent), bootstrap=200, seed=seed)
+        fit = scalelaws.fit("power_law", ladder(4, 0.002, seed, exponent), bootstrap=100, seed=seed)
         loss = scalelaws.forecast(fit, scalelaws.Target(1e6 * 4.0**5, 1e9)).loss
         hits += loss.low <= truth * np.exp(0.002 * rng.standard_normal()) <= loss.high
-    assert hits >= fewest_hits(60)
+    assert hits >= fewest_hits(30)
 
 
 def test_priors_fade_when_runs_are_many():
@@ -82,9 +93,45 @@ def test_priors_fade_when_runs_are_many():
     assert "priors" in weak.objective
 
 
-def test_the_objective_says_what_was_used(plant_loss):
-    assert "Huber" in scalelaws.fit("chinchilla", plant_loss(7, 7), bootstrap=50).objective
-    assert "priors ln exponent" in scalelaws.fit("power_law", ladder(), bootstrap=50).objective
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ("huber", "Huber penalties of ln loss, delta 0.001"),
+        ("lad", "absolute residuals"),
+        ("least_squares", "squared residuals"),
+        ("map", "priors ln exponent"),
+        ("auto", "runs weigh less by the misfit expected"),
+    ],
+)
+def test_the_objective_says_what_was_used(plant_loss, objective, said):
+    fit = scalelaws.fit("chinchilla", plant_loss(5, 5, 0.002), objective=objective, bootstrap=50, throw=False)
+    assert said in fit.objective
+    assert ("resampled" in fit.objective) == (objective in ("huber", "lad", "least_squares"))
+
+
+def test_weights_and_trimming_are_reported_with_their_effect():
+    """Two compute levels of five sizes each; the wings lie 8 % above their best."""
+    n = np.tile(1e8 * 2.0 ** np.arange(-2, 3), 3)
+    c = np.repeat([6e18, 6e19, 6e20], 5)
+    wings = np.array([1.08, 1.01, 1.0, 1.01, 1.08])
+    loss = np.tile(wings, 3) * (2 + 40 * c**-0.1)
+    runs = Observations(n, c / (6 * n), loss, compute_flops=c)
+    fit = scalelaws.fit("chinchilla", runs, trim_excess=0.05, compute_weight=0.6, bootstrap=50, throw=False)
+    assert [(item.runs, "trim_excess" in item.reason) for item in fit.evidence.excluded] == [(6, True)]
+    assert fit.evidence.runs == 9
+    assert "weights C^0.6" in fit.objective
+    assert "without trimming 6 runs the loss at the largest run would be" in fit.objective
+    plain = scalelaws.fit("chinchilla", runs, objective="huber", bootstrap=50, throw=False)
+    assert "equal weights" not in plain.objective
+    assert plain.evidence.excluded == ()
+
+
+def test_options_of_sums_of_powers_are_refused_elsewhere():
+    runs = Observations([1e6] * 4, [1e9] * 4, [3.0, 3.2, 3.01, 2.9], peak_lr=[1e-3, 2e-3, 4e-3, 8e-3])
+    with pytest.raises(ValueError, match="lr_batch knows the objectives auto, huber and map"):
+        scalelaws.fit("lr_batch", runs, objective="lad")
+    with pytest.raises(ValueError, match="are for sums of powers; lr_batch is none"):
+        scalelaws.fit("lr_batch", runs, trim_excess=0.05)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +165,10 @@ def test_a_law_in_one_scale_refuses_runs_that_vary_in_two(plant_loss):
 
 
 def test_a_curve_that_leaves_the_law_shows_as_drift():
-    """A bend of 3 % per e-fold beyond the middle of the ladder; without it the drift is the expected one."""
+    """A bend of 3 % per e-fold in the last decade of the ladder; without it the drift is the expected one."""
     n = np.geomspace(1e6, 1e10, 40)
     straight = 1.8 + 30 * n**-0.2
-    bent = straight * np.exp(0.03 * np.maximum(np.log(n / 1e8), 0))
+    bent = straight * np.exp(0.03 * np.maximum(np.log(n / 1e9), 0))
     drifts = [
         scalelaws.fit("power_law", Observations(n, np.full(40, 1e9), loss), bootstrap=50).drift_log_per_efold
         for loss in (straight, bent)

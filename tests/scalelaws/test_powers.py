@@ -15,7 +15,9 @@ def pose(y=Y, weights=None):
     return Problems(U, y, w, np.full((len(y), 2), np.log(0.3)))
 
 
-@pytest.mark.parametrize("objective", [Objective(1e-2), Objective(5.0), Objective(3e-2, 1e-2, 0.5)])
+@pytest.mark.parametrize(
+    "objective", [Objective(1e-2), Objective(5.0), Objective(3e-2, 1e-2, 0.5), Objective(1e-2, 1e-2, 0.5, smooth=True)]
+)
 def test_gradient_and_hessian_equal_finite_differences(objective):
     at, step = TRUTH + 0.03, 1e-6
     gradient, hessian = differentiate(at, pose(), objective)

@@ -13,29 +13,16 @@ from typing import Literal
 import numpy as np
 
 from scalelaws.drift import estimate_drift
-from scalelaws.intervals import draw_variances, pool_variance, resample_weights
 from scalelaws.laws.base import FitOptions, LossLaw
 from scalelaws.observations import BoolArray, FloatArray, Observations, count_levels
-from scalelaws.powers import Minima, Objective, Problems, evaluate, minimise, predict_log, project_starts
+from scalelaws.powerfits import PowerFit
+from scalelaws.powers import Minima, predict_log
 from scalelaws.repeats import average_repeats
 from scalelaws.results import Estimate, Evidence, Fit, Status, Target, find_horizon_path
+from scalelaws.weighting import trim
 
 Variable = Literal["params", "tokens", "compute"]
 
-PRIOR_EXPONENT = 0.3
-"""Centre of the weak prior on exponents: published fits lie in .2-.5 (Hoffmann et al. 2022; Besiroglu et al. 2024)."""
-PRIOR_EXPONENT_SD = 0.5
-"""Its standard deviation in ln: 90 % of the prior lies between .13 and .68 (an assumption, stated in the Fit)."""
-PRIOR_NOISE_LOG = 0.003
-"""Expected misfit of ln loss around a law, runs' noise included (an assumption; reruns alone differ by .0005)."""
-PRIOR_NOISE_DOF = 3.0
-"""How many residuals the expectation above is worth (an assumption)."""
-WIDE_HUBER = 3.0
-"""With priors on, the penalty turns linear at this many standard deviations."""
-START_EXPONENTS = np.geomspace(0.05, 1.2, 10)
-"""Start of variable projection; covers all published exponents."""
-STARTS_KEPT = 8
-"""The most promising starts that are polished; on published runs all of them reach one minimum."""
 PLAUSIBLE_EXPONENTS = (0.0, 2.0)
 """Outside of these the loss grows with scale, or falls faster than any published curve by a factor of four."""
 VANISHED = 1e-6
@@ -75,12 +62,65 @@ class SumOfPowers(LossLaw):
             nothing = (Status.TOO_FEW_SCALES, f"{self.name}: every run diverged")
             return self._unfitted(observations, options, nothing, time.perf_counter() - started)
         tuned = keep_tuned(observations)
-        problem = self._refuse(tuned)
+        kept = trim(tuned, options.trim_excess)
+        problem = self._refuse(kept)
         if problem is not None:
-            return self._unfitted(tuned, options, problem, time.perf_counter() - started)
-        cells, hidden = average_repeats(tuned)
-        task = _Task.of(self, cells, options)
-        return task.finish(started, Evidence.of(tuned, tuned.excluded), float(hidden.mean()))
+            return self._unfitted(kept, options, problem, time.perf_counter() - started)
+        return self._finish(tuned, kept, options, started)
+
+    def pose(self, cells: Observations, options: FitOptions) -> PowerFit:
+        """The problem of fitting this law to the means of tuned cells."""
+        plane = tuple(term[0] for term in self.terms) == ("params", "tokens")
+        return PowerFit.of(cells, [_scale(cells, term[0]) for term in self.terms], options, plane)
+
+    def _finish(self, tuned: Observations, kept: Observations, options: FitOptions, started: float) -> Fit:
+        cells, hidden = average_repeats(kept)
+        task = self.pose(cells, options)
+        point = task.solve()
+        draws, converged = task.draw(point)
+        values = task.to_natural(point.minima.t)[0]
+        status, message = self._judge(values, point.minima, task, converged)
+        scatter = task.measure_scatter(point)
+        known = np.hypot(scatter, point.off)
+        drift, _ = estimate_drift(cells.compute, known, lambda train: self._backcast(cells, train, options))
+        names, level = self.parameter_names, options.level
+        parameters = {
+            name: Estimate.from_draws(draws[:, i], level, value=values[i], unit="nats" if name == "E" else "")
+            for i, name in enumerate(names)
+        }
+        residuals = predict_log(point.minima.t, task.u)[0] - task.y
+        return Fit(
+            law=self.name, formula=self.formula, parameters=parameters, draws=draws,
+            objective=task.describe(point) + self._compare_untrimmed(tuned, kept, values, options),
+            objective_value=float(point.minima.value[0]), status=status, message=message,
+            rmse_log=float(np.sqrt(np.mean(residuals**2))),
+            scatter_log=float(np.hypot(scatter, np.sqrt(hidden.mean()))), drift_log_per_efold=drift,
+            evidence=Evidence.of(kept, kept.excluded), seconds=time.perf_counter() - started, level=level,
+            scope=dict(cells.scope), warnings=self._warn(),
+        )  # fmt: skip
+
+    def _compare_untrimmed(
+        self, tuned: Observations, kept: Observations, values: FloatArray, options: FitOptions
+    ) -> str:
+        """What the loss at the largest run would be without trimming, in words."""
+        if len(kept) == len(tuned):
+            return ""
+        task = self.pose(average_repeats(tuned)[0], options)
+        row = int(np.argmax(kept.compute))
+        largest = Target(kept.params_non_embedding[row], kept.tokens[row], compute_flops=kept.compute[row])
+        both = np.stack([values, task.to_natural(task.solve().minima.t)[0]])
+        now, untrimmed = self.predict_loss(both, largest)
+        moved = 100 * (untrimmed / now - 1)
+        return f"; without trimming {len(tuned) - len(kept)} runs the loss at the largest run would be {moved:+.2g} %"
+
+    def _backcast(self, cells: Observations, train: BoolArray, options: FitOptions) -> FloatArray | None:
+        """Errors of ln loss of the later cells, from a fit of the earlier ones."""
+        earlier = cells.rows(np.flatnonzero(train))
+        if self._refuse(earlier) is not None:
+            return None
+        task, later = self.pose(earlier, options), self.pose(cells.rows(np.flatnonzero(~train)), options)
+        place = later.u + later.centre - task.centre
+        return np.asarray(predict_log(task.solve().minima.t, place)[0] - later.y)
 
     def _refuse(self, tuned: Observations) -> tuple[Status, str] | None:
         """Why these runs cannot hold this law, if they cannot."""
@@ -104,6 +144,26 @@ class SumOfPowers(LossLaw):
                 "or fit power_law_compute along this path"
             )
         return None
+
+    def _judge(self, values: FloatArray, best: Minima, task: PowerFit, share: float) -> tuple[Status, str]:
+        low, high = PLAUSIBLE_EXPONENTS
+        exponents = values[1 + task.terms :]
+        if not best.converged[0] or share < 0.95:
+            return Status.NOT_CONVERGED, f"{Status.NOT_CONVERGED.value}: {100 * share:.0f} % of the draws converged"
+        if not ((exponents > low) & (exponents < high)).all():
+            listed = ", ".join(f"{value:.3g}" for value in exponents)
+            return Status.IMPLAUSIBLE, f"{Status.IMPLAUSIBLE.value} (exponents {listed}; expected {low:g} to {high:g})"
+        shares = np.exp(best.t[0, 1 : 1 + task.terms] - task.y.mean())
+        gone = [name for (_, name, _), share in zip(self.terms, shares, strict=True) if share < VANISHED]
+        if gone:
+            listed = ", ".join(gone)
+            return Status.BOUND_HIT, f"{Status.BOUND_HIT.value} ({listed} = 0: the loss does not fall with that scale)"
+        return Status.CONVERGED, Status.CONVERGED.value
+
+    def _warn(self) -> tuple[str, ...]:
+        if self.name != "power_law_compute":
+            return ()
+        return ("power_law_compute holds for targets that split compute between N and D as these runs do",)
 
     def _unfitted(self, tuned: Observations, options: FitOptions, problem: tuple[Status, str], seconds: float) -> Fit:
         status, message = problem
@@ -168,15 +228,6 @@ def _settings(observations: Observations, rows: np.ndarray) -> FloatArray | None
     return np.stack(columns, axis=1) if columns else None
 
 
-CELLS_PER_TERM = 20
-"""Assumption: from 20 cells per power term on, resampled runs speak for themselves and no prior is needed."""
-
-
-def choose_objective(cells: int, terms: int) -> str:
-    """`huber` where there are `CELLS_PER_TERM` distinct cells for each power term, else `map`."""
-    return "huber" if cells >= CELLS_PER_TERM * terms else "map"
-
-
 def _scale(observations: Observations, variable: Variable) -> FloatArray:
     if variable == "compute":
         return observations.compute
@@ -187,151 +238,3 @@ def _spans_plane(tuned: Observations) -> bool:
     x, y = np.log(tuned.params_non_embedding), np.log(tuned.tokens)
     correlation = np.corrcoef(x, y)[0, 1]
     return bool(np.sqrt(max(1 - correlation**2, 0)) >= SPREAD_NEEDED)
-
-
-@dataclass(frozen=True, eq=False)
-class _Task:
-    """One law on the means of tuned cells, in logs."""
-
-    law: SumOfPowers
-    cells: Observations
-    options: FitOptions
-    kind: str
-    u: FloatArray
-    centre: FloatArray
-    y: FloatArray
-    w: FloatArray
-
-    @classmethod
-    def of(cls, law: SumOfPowers, cells: Observations, options: FitOptions) -> _Task:
-        logs = np.log(np.stack([_scale(cells, term[0]) for term in law.terms], axis=1))
-        kind = options.objective
-        if kind == "auto":
-            kind = choose_objective(len(cells.cells()), len(law.terms))
-        return cls(law, cells, options, kind, logs - logs.mean(axis=0), logs.mean(axis=0), np.log(cells.loss),
-                   _weights(cells, kind))  # fmt: skip
-
-    def finish(self, started: float, evidence: Evidence, hidden: float) -> Fit:
-        """The Fit; `hidden` is the variance of ln loss that the means of repeats lack and a single run has."""
-        objective, best, noise_dof = self._solve()
-        draws, converged = self._draw(objective, best, noise_dof)
-        values = self._natural(best.t)[0]
-        status, message = self._judge(values, best, converged)
-        residuals = predict_log(best.t, self.u)[0] - self.y
-        scatter = self._scatter(objective, residuals)
-        drift, _ = estimate_drift(self.cells.compute, scatter, self._backcast)
-        names, level = self.law.parameter_names, self.options.level
-        parameters = {
-            name: Estimate.from_draws(draws[:, i], level, value=values[i], unit="nats" if name == "E" else "")
-            for i, name in enumerate(names)
-        }
-        return Fit(
-            law=self.law.name, formula=self.law.formula, parameters=parameters, draws=draws,
-            objective=self._describe(objective), objective_value=float(best.value[0]), status=status, message=message,
-            rmse_log=float(np.sqrt(np.mean(residuals**2))), scatter_log=float(np.hypot(scatter, np.sqrt(hidden))),
-            drift_log_per_efold=drift,
-            evidence=evidence, seconds=time.perf_counter() - started, level=level, scope=dict(self.cells.scope),
-            warnings=self._warn(),
-        )  # fmt: skip
-
-    def _problems(self, y: FloatArray, w: FloatArray, prior_mean: FloatArray | None = None) -> Problems:
-        if prior_mean is None:
-            prior_mean = np.full((len(y), len(self.law.terms)), np.log(PRIOR_EXPONENT))
-        return Problems(self.u, y, w, prior_mean)
-
-    def _best(self, objective: Objective) -> Minima:
-        """The best of several starts, found by variable projection; deterministic."""
-        starts = project_starts(self.u, self.y, self.w, START_EXPONENTS)
-        shape = (len(starts), len(self.y))
-        everywhere = self._problems(np.broadcast_to(self.y, shape), np.broadcast_to(self.w, shape))
-        order = np.argsort(evaluate(starts, everywhere, objective), kind="stable")[:STARTS_KEPT]
-        found = minimise(starts[order], everywhere.take(slice(0, len(order))), objective)
-        winner = [int(np.argmin(found.value))]
-        return Minima(found.t[winner], found.value[winner], found.converged[winner])
-
-    def _solve(self) -> tuple[Objective, Minima, float]:
-        """The point fit; with priors on, the noise is estimated from the residuals and its own prior."""
-        if self.kind == "huber":
-            objective = Objective(self.options.huber_delta)
-            return objective, self._best(objective), np.inf
-        noise, dof = PRIOR_NOISE_LOG, PRIOR_NOISE_DOF
-        for _ in range(3):
-            objective = Objective(WIDE_HUBER * noise, noise, PRIOR_EXPONENT_SD)
-            best = self._best(objective)
-            squares = float((self.w * (predict_log(best.t, self.u)[0] - self.y) ** 2).sum())
-            spare = len(self.y) - 1 - len(self.law.terms)
-            variance, dof = pool_variance(PRIOR_NOISE_LOG, PRIOR_NOISE_DOF, squares, spare)
-            noise = float(np.sqrt(variance))
-        return objective, best, dof
-
-    def _draw(self, objective: Objective, best: Minima, dof: float) -> tuple[FloatArray, float]:
-        """Draws in natural units, and the share of them that converged."""
-        rng, count, cells = np.random.default_rng(self.options.seed), self.options.bootstrap, len(self.y)
-        y, w = np.broadcast_to(self.y, (count, cells)), np.broadcast_to(self.w, (count, cells))
-        means = None
-        if self.kind == "huber":
-            w = w * resample_weights(cells, count, rng)
-        else:
-            noise = np.sqrt(draw_variances(objective.noise_log**2, dof, count, rng))
-            y = y + noise[:, None] * rng.standard_normal((count, cells)) / np.sqrt(self.w)
-            means = rng.normal(np.log(PRIOR_EXPONENT), PRIOR_EXPONENT_SD, (count, len(self.law.terms)))
-        found = minimise(np.repeat(best.t, count, axis=0), self._problems(y, w, means), objective)
-        return self._natural(found.t), float(found.converged.mean())
-
-    def _natural(self, t: FloatArray) -> FloatArray:
-        """Coefficients of the centred logs, (B, P), in natural units: E, A_j, alpha_j."""
-        terms = self.u.shape[1]
-        exponents = t[:, 1 + terms :]
-        return np.concatenate([np.exp(t[:, :1]), np.exp(t[:, 1 : 1 + terms] + exponents * self.centre), exponents], 1)
-
-    def _judge(self, values: FloatArray, best: Minima, share: float) -> tuple[Status, str]:
-        low, high = PLAUSIBLE_EXPONENTS
-        exponents = values[1 + self.u.shape[1] :]
-        if not best.converged[0] or share < 0.95:
-            return Status.NOT_CONVERGED, f"{Status.NOT_CONVERGED.value}: {100 * share:.0f} % of the draws converged"
-        if not ((exponents > low) & (exponents < high)).all():
-            listed = ", ".join(f"{value:.3g}" for value in exponents)
-            return Status.IMPLAUSIBLE, f"{Status.IMPLAUSIBLE.value} (exponents {listed}; expected {low:g} to {high:g})"
-        shares = np.exp(best.t[0, 1 : 1 + self.u.shape[1]] - self.y.mean())
-        gone = [name for (_, name, _), share in zip(self.law.terms, shares, strict=True) if share < VANISHED]
-        if gone:
-            listed = ", ".join(gone)
-            return Status.BOUND_HIT, f"{Status.BOUND_HIT.value} ({listed} = 0: the loss does not fall with that scale)"
-        return Status.CONVERGED, Status.CONVERGED.value
-
-    def _warn(self) -> tuple[str, ...]:
-        if self.law.name != "power_law_compute":
-            return ()
-        return ("power_law_compute holds for targets that split compute between N and D as these runs do",)
-
-    def _scatter(self, objective: Objective, residuals: FloatArray) -> float:
-        """Scatter of a cell's mean: the estimated noise, or what puts 90 % of the residuals within 1.645 of it."""
-        if self.kind == "map":
-            return objective.noise_log
-        spare = max(len(residuals) - 1 - 2 * self.u.shape[1], 1)
-        return float(np.quantile(np.abs(residuals), 0.9) / 1.645 * np.sqrt(len(residuals) / spare))
-
-    def _backcast(self, train: BoolArray) -> FloatArray | None:
-        """Errors of ln loss of the later cells, from a fit of the earlier ones."""
-        earlier = self.cells.rows(np.flatnonzero(train))
-        if self.law._refuse(earlier) is not None:
-            return None
-        task = _Task.of(self.law, earlier, self.options)
-        _, best, _ = task._solve()
-        later = self.u[~train] + self.centre - task.centre
-        return np.asarray(predict_log(best.t, later)[0] - self.y[~train])
-
-    def _describe(self, objective: Objective) -> str:
-        if self.kind == "huber":
-            return f"sum of Huber penalties of ln loss, delta {objective.huber_delta:g}; intervals from resampled cells"
-        return (
-            f"posterior mode: noise of ln loss {objective.noise_log:.2g}, priors ln exponent ~ normal(ln "
-            f"{PRIOR_EXPONENT:g}, {PRIOR_EXPONENT_SD:g}) and E >= 0; intervals from perturbed data and priors"
-        )
-
-
-def _weights(cells: Observations, kind: str) -> FloatArray:
-    """Equal weights, or less for a cell whose known standard error exceeds the expected misfit."""
-    if cells.loss_se_log is None or kind == "huber":
-        return np.ones(len(cells))
-    return np.asarray(PRIOR_NOISE_LOG**2 / (PRIOR_NOISE_LOG**2 + cells.loss_se_log**2))

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+
+from scalelaws import Observations
+from scalelaws.intervals import infer_noise
+from scalelaws.weighting import excess_on_surface, expect_drift, find_excess, off_level, trim, weigh_compute
+
+
+def profiles():
+    n = np.tile([1e7, 2e7, 4e7, 8e7], 2)
+    c = np.repeat([1e18, 1e19], 4)
+    loss = np.array([3.3, 3.0, 3.03, 3.6, 2.8, 2.5, 2.45, 2.5])
+    return Observations(n, c / (6 * n), loss, compute_flops=c * np.exp(np.tile([0, 0.02, -0.02, 0], 2)))
+
+
+def test_excess_is_over_the_best_run_of_the_same_compute():
+    expected = np.log([3.3 / 3.0, 1, 3.03 / 3.0, 3.6 / 3.0, 2.8 / 2.45, 2.5 / 2.45, 1, 2.5 / 2.45])
+    assert find_excess(profiles()) == pytest.approx(expected)
+
+
+def test_runs_of_different_compute_are_no_level():
+    n = np.geomspace(1e7, 1e9, 12)
+    assert not find_excess(Observations(n, 20 * n, 2 + n**-0.1)).any()
+    assert not find_excess(Observations([1e7, 2e7], [2e9, 1e9], [3.0, 2.9])).any()
+    continuum = Observations(np.geomspace(1e7, 2e7, 40), np.full(40, 1e9), np.linspace(3, 2.5, 40))
+    assert not find_excess(continuum).any()
+
+
+def test_trimmed_runs_are_recorded():
+    kept = trim(profiles(), 0.05)
+    assert len(kept) == 5
+    assert [(item.runs, item.reason[:24]) for item in kept.excluded] == [(3, "more than 5 % above the ")]
+    assert trim(profiles(), np.inf).excluded == ()
+
+
+def test_the_excess_on_a_surface_is_that_over_its_numerical_minimum():
+    values = np.array([1.7, 400.0, 1100.0, 0.34, 0.28])
+    n, d = np.array([1e8, 1e9, 3e9]), np.array([1e11, 2e10, 1e9])
+    law = lambda n, d: 1.7 + 400 * n**-0.34 + 1100 * d**-0.28  # noqa: E731
+    best = [
+        minimize_scalar(lambda x, p=p: law(np.exp(x), p / np.exp(x)), bounds=(10, 28), method="bounded").fun
+        for p in n * d
+    ]
+    assert excess_on_surface(values, n, d) == pytest.approx(np.log(law(n, d) / best), abs=1e-9)
+    assert not excess_on_surface(np.array([1.7, 400.0, 1100.0, -0.1, 0.28]), n, d).any()
+
+
+def test_expected_misfits_grow_below_the_largest_run_and_off_the_best_split():
+    assert expect_drift(np.exp([40.0, 44.0])) == pytest.approx([0.018, 0.0])
+    assert off_level(np.array([0.0, 0.05, 0.1])) == pytest.approx([0, 0.00625, 0.1])
+    assert weigh_compute(np.array([1e18, 1e20]), 0.5) == pytest.approx(np.array([0.1, 1.0]) / 0.55)
+
+
+@pytest.mark.parametrize(("noise", "scale"), [(0.004, 0.0), (0.001, 1.0)])
+def test_noise_and_scale_of_the_misfit_are_told_apart(noise, scale):
+    rng = np.random.default_rng(0)
+    misfit = np.linspace(0, 0.04, 400)
+    residuals = np.hypot(noise, scale * misfit) * rng.standard_normal(400)
+    found = infer_noise(residuals, np.zeros(400), misfit**2, 395, 4.0).mode
+    assert found[0] == pytest.approx(noise, rel=0.35)
+    assert found[1] == pytest.approx(max(scale, 0.05), rel=0.3, abs=0.1)
