@@ -23,17 +23,13 @@ REACHES = (4, 10, 30)
 LEVEL = 0.9
 RESAMPLES = 400
 CHANGES: tuple[tuple[ModuleType, str, float], ...] = (
-    (weighting, "MISFIT_GROWTH", weighting.MISFIT_GROWTH),
-    (weighting, "MISFIT_GROWTH", 0),
-    (weighting, "MISFIT_GROWTH", 2),
-    (weighting, "MISFIT_GROWTH", 4),
-    (weighting, "EXCESS_OF_MISFIT", 0.07),
-    (weighting, "EXCESS_OF_MISFIT", 0.15),
+    (weighting, "EXCESS_OF_MISFIT", weighting.EXCESS_OF_MISFIT),
+    (weighting, "EXCESS_OF_MISFIT", 0.05),
+    (weighting, "EXCESS_OF_MISFIT", 0.2),
     (weighting, "DRIFT_LOG_PER_EFOLD", 0.002),
     (weighting, "DRIFT_LOG_PER_EFOLD", 0.01),
-    (powerfits, "WEIGHT_SCALE_SD", 0.02),
+    (powerfits, "WEIGHT_SCALE_SD", 0.1),
     (powerfits, "WEIGHT_SCALE_SD", 0.3),
-    (powerfits, "WEIGHT_SCALE_SD", 1.0),
     (powerfits, "PRIOR_EXPONENT", 0.25),
     (powerfits, "PRIOR_EXPONENT", 0.4),
     (powerfits, "PRIOR_EXPONENT_SD", 0.25),

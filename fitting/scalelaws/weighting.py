@@ -21,12 +21,9 @@ LONGEST_LEVEL = 0.2
 SIZES_PER_LEVEL = 3
 """A best run has neighbours on both sides only among three sizes."""
 EXCESS_OF_MISFIT = 0.1
-"""A run with this excess ln loss over the best of its level is expected to miss the law by as much; see `off_level`."""
-MISFIT_GROWTH = 3
-"""Misfit per excess grows with the cube of the excess: none to 3 %, .6 % at 5 %, 10 % at 10 %. Measured in
-benchmarks/fitting/loss_laws: powers 2 to 4 with .1 to .15 forecast losses and optimal sizes alike, as does leaving out
-runs beyond 5 to 7 %. A misfit in proportion (power 0) forecasts losses better by a tenth, and optimal sizes with errors
-of 27 instead of 10 %: the wings are what tells the exponents apart."""
+"""A run with this excess ln loss over the best of its level is expected to miss the law by as much, and the misfit
+grows with the square of the excess: .1 % at 1 %, .9 % at 3 %, 2.5 % at 5 %. Measured in benchmarks/fitting/loss_laws:
+from .05 to .2 the errors of losses stay within a tenth of each other, those of optimal sizes within a fifth."""
 
 
 def find_excess(observations: Observations) -> FloatArray:
@@ -57,7 +54,7 @@ def weigh_compute(compute: FloatArray, power: float) -> FloatArray:
 
 def off_level(excess: FloatArray) -> FloatArray:
     """Expected misfit of ln loss of runs with this excess over the best run of their level, (n,)."""
-    return np.asarray(excess * (excess / EXCESS_OF_MISFIT) ** MISFIT_GROWTH)
+    return np.asarray(excess**2 / EXCESS_OF_MISFIT)
 
 
 def expect_drift(compute: FloatArray) -> FloatArray:

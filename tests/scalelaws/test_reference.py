@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from benchmarks.fitting.loss_laws import measure, summarise
+from benchmarks.fitting.loss_sets import read_sets
 from scipy.interpolate import LinearNDInterpolator
 
 import scalelaws
@@ -104,17 +106,15 @@ def test_step_law_target_of_seven_billion(step_law_runs):
     assert found.regret.value < 0.005
 
 
-@pytest.mark.parametrize("fraction", [10, 30])
-def test_losses_of_larger_runs_lie_in_their_intervals(published_runs, fraction):
-    """Chinchilla's larger runs from those below a fraction of the largest compute: mean error and coverage at 90 %."""
-    runs = published_runs("chinchilla_epoch").query("kept_240").rename(columns={"N": "params_total"})
-    observations = Observations.from_frame(runs, params="params_total")
-    small = observations.compute <= observations.compute.max() / fraction
-    fit = scalelaws.fit("chinchilla", observations.select(small, "held out"), bootstrap=200)
-    errors, inside = [], []
-    for row in np.flatnonzero(~small):
-        found = forecast(fit, Target(observations.params_non_embedding[row], observations.tokens[row])).loss
-        errors.append(abs(found.value / observations.loss[row] - 1))
-        inside.append(found.low <= observations.loss[row] <= found.high)
-    assert np.mean(errors) < 0.015
-    assert np.mean(inside) >= 0.8
+@pytest.mark.parametrize("reach", [4, 10, 30])
+def test_losses_of_larger_runs_lie_in_their_intervals(published_runs, reach):
+    """Every published set of losses: fit C <= Cmax / reach, forecast the runs above; means over the sets.
+
+    The usual fit (Huber on every run, resampled parameters) errs by 2.6, 2.9 and 3.4 % and covers .36 to .43.
+    """
+    published_runs("chinchilla_epoch")
+    sets = read_sets()
+    scores = [measure(name, runs, reach, "auto", 100) for name, runs in sets.items()]
+    total = summarise([score for score in scores if score is not None])
+    assert total.error < {4: 1.3, 10: 1.4, 30: 2.1}[reach]
+    assert 0.84 <= total.covered <= 0.98

@@ -48,7 +48,7 @@ def test_the_excess_on_a_surface_is_that_over_its_numerical_minimum():
 
 def test_expected_misfits_grow_below_the_largest_run_and_off_the_best_split():
     assert expect_drift(np.exp([40.0, 44.0])) == pytest.approx([0.018, 0.0])
-    assert off_level(np.array([0.0, 0.05, 0.1])) == pytest.approx([0, 0.00625, 0.1])
+    assert off_level(np.array([0.0, 0.05, 0.1])) == pytest.approx([0, 0.025, 0.1])
     assert weigh_compute(np.array([1e18, 1e20]), 0.5) == pytest.approx(np.array([0.1, 1.0]) / 0.55)
 
 
