@@ -29,7 +29,7 @@ CHANGES: tuple[tuple[ModuleType, str, float], ...] = (
     (weighting, "DRIFT_LOG_PER_EFOLD", 0.002),
     (weighting, "DRIFT_LOG_PER_EFOLD", 0.01),
     (powerfits, "WEIGHT_SCALE_SD", 0.1),
-    (powerfits, "WEIGHT_SCALE_SD", 0.3),
+    (powerfits, "WEIGHT_SCALE_SD", 1.0),
     (powerfits, "PRIOR_EXPONENT", 0.25),
     (powerfits, "PRIOR_EXPONENT", 0.4),
     (powerfits, "PRIOR_EXPONENT_SD", 0.25),

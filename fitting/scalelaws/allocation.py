@@ -16,7 +16,7 @@ from scalelaws.forecasting import (
     spread_beyond,
     warn_range,
 )
-from scalelaws.laws import Chinchilla, LossLaw, PublishedLoss, SumOfPowers, get_law
+from scalelaws.laws import Chinchilla, LossLaw, MixtureLaw, PublishedLoss, SumOfPowers, get_law
 from scalelaws.observations import FLOPS_PER_PARAM_TOKEN, BoolArray, FloatArray
 from scalelaws.published_forecasts import PUBLISHED_MESSAGE, reach_published, warn_published
 from scalelaws.results import Allocation, Estimate, Fit, Status, Target
@@ -57,6 +57,8 @@ def allocate(
         raise ValueError(f"allocate needs a law in N and D, and {law.law} is not one; fit chinchilla to these runs")
     _require_both_scales(family, held.law)
     require_ok(held)
+    if isinstance(family, MixtureLaw):
+        family.require_domains(held, given.at(1.0))
     return _fitted_allocation(held, family, given)
 
 
@@ -68,11 +70,10 @@ class _Given:
     covariates: Mapping[str, float]
     mixture: Mapping[str, float]
 
-    def at(self, params: float, *, counted: bool = False) -> Target:
-        """The run of that size; `counted` states its compute instead of leaving it to be 6ND."""
+    def at(self, params: float) -> Target:
+        """The run of that size; its compute is 6ND, also where the runs behind a fit count otherwise."""
         tokens = self.compute_flops / FLOPS_PER_PARAM_TOKEN / params
-        compute = self.compute_flops if counted else None
-        return Target(params, tokens, compute_flops=compute, covariates=self.covariates, mixture=self.mixture)
+        return Target(params, tokens, covariates=self.covariates, mixture=self.mixture)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +154,7 @@ def _fitted_allocation(fit: Fit, law: LossLaw, given: _Given) -> Allocation:
     spread = np.random.default_rng(0).standard_normal(len(loss)) * spread_beyond(
         fit, given.compute_flops / fit.evidence.largest_6nd
     )
-    at = given.at(point[0], counted=True)
+    at = given.at(point[0])
     warnings = list(warn_range(fit, at))
     if not found.usable.all():
         lost = int((~found.usable).sum())
@@ -170,7 +171,7 @@ def _fitted_allocation(fit: Fit, law: LossLaw, given: _Given) -> Allocation:
 
 def _published_allocation(law: PublishedLoss, given: _Given, found: Split) -> Allocation:
     params, tokens, loss = found.point()
-    at = given.at(params, counted=True)
+    at = given.at(params)
     return Allocation(
         given.compute_flops, Estimate(params), Estimate(tokens, unit="tokens"), Estimate(tokens / params),
         Estimate(loss, unit="nats"), 0.9, reach_published(law, at), law.name, Status.PUBLISHED, PUBLISHED_MESSAGE,

@@ -15,7 +15,7 @@ from scalelaws.envelopes import trace_envelope
 from scalelaws.estimation import fit
 from scalelaws.isoflops import Isoflops, find_isoflop_optima
 from scalelaws.observations import FLOPS_PER_PARAM_TOKEN, Observations
-from scalelaws.results import Fit, FitError
+from scalelaws.results import Estimate, Fit, FitError
 from scalelaws.size_laws import SizeLaw, combine_size_laws, derive_size_law, fit_size_law
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Approaches:
     loss_fit: Fit | None
     sentences: tuple[str, ...]
     """Who agrees with whom, from where on they differ, and why an approach is missing."""
+    flops_per_pair: float = FLOPS_PER_PARAM_TOKEN
+    """Training FLOPs per parameter and token of the runs, 6 unless they were counted otherwise."""
 
     @property
     def best(self) -> SizeLaw:
@@ -49,7 +51,7 @@ class Approaches:
         for law in self.laws:
             for compute in compute_flops:
                 size, a = law.predict(compute), law.exponent
-                tokens = compute / FLOPS_PER_PARAM_TOKEN / size.value
+                tokens = compute / self.flops_per_pair / size.value
                 rows.append((law.approach, compute, a.value, a.low, a.high, size.value, size.low, size.high, tokens,
                              tokens / size.value))  # fmt: skip
         names = ("approach", "compute_flops", "exponent", "exponent_low", "exponent_high", "params", "params_low",
@@ -84,7 +86,7 @@ def compare_approaches(
     sentences = [_compare(one, other) for i, one in enumerate(laws) for other in laws[i + 1 :]]
     if optima is not None and third is not None:
         laws.append(combine_size_laws(optima, third, seed=seed))
-    return Approaches(tuple(laws), isoflops, loss_fit, (*sentences, *missing))
+    return Approaches(tuple(laws), isoflops, loss_fit, (*sentences, *missing), per_pair)
 
 
 def _try_envelope(curves: Observations, missing: list[str], draws: int, level: float, seed: int) -> SizeLaw | None:
@@ -125,9 +127,7 @@ def _compare(one: SizeLaw, other: SizeLaw) -> str:
     tail = (1 - one.level) / 2
     low, high = np.quantile(gap, [tail, 1 - tail])
     verdict = "agree on the exponent" if low <= 0 <= high else "disagree on the exponent"
-    apart = _find_parting(one, other)
-    where = "meet throughout" if apart is None else f"lie apart from {apart:.2g} FLOPs on"
-    return f"{named} {verdict}; their intervals of N* {where}"
+    return f"{named} {verdict}; their intervals of N* {_say_parting(one, other)}"
 
 
 def _show(law: SizeLaw) -> str:
@@ -135,16 +135,22 @@ def _show(law: SizeLaw) -> str:
     return f"{a.value:.3f}, {a.low:.3f} to {a.high:.3f}"
 
 
-def _find_parting(one: SizeLaw, other: SizeLaw) -> float | None:
-    """The compute from which on the intervals of N* do not meet, up to far beyond the runs."""
+def _say_parting(one: SizeLaw, other: SizeLaw) -> str:
+    """Where the intervals of N* do not meet, from the smallest budget up to far beyond the runs."""
     low = min(one.compute_range[0], other.compute_range[0])
     high = FURTHEST * max(one.compute_range[1], other.compute_range[1])
-    apart = None
-    for compute in np.geomspace(high, low, 80):
-        first, second = one.predict_mean(compute), other.predict_mean(compute)
-        assert first.low is not None and first.high is not None  # noqa: PT018
-        assert second.low is not None and second.high is not None  # noqa: PT018
-        if first.low <= second.high and second.low <= first.high:
-            return apart
-        apart = float(compute)
-    return apart
+    line = np.geomspace(low, high, 80)
+    apart = np.flatnonzero([not _meet(one.predict_mean(c), other.predict_mean(c)) for c in line.tolist()])
+    if len(apart) == 0:
+        return "meet throughout"
+    spans = np.split(apart, np.flatnonzero(np.diff(apart) > 1) + 1)
+    told = [f"{line[span[0]]:.2g} to {line[span[-1]]:.2g} FLOPs" for span in spans]
+    if apart[-1] == len(line) - 1:
+        told[-1] = f"{line[spans[-1][0]]:.2g} FLOPs on"
+    return "lie apart from " + " and from ".join(told)
+
+
+def _meet(first: Estimate, second: Estimate) -> bool:
+    assert first.low is not None and first.high is not None  # noqa: PT018
+    assert second.low is not None and second.high is not None  # noqa: PT018
+    return first.low <= second.high and second.low <= first.high

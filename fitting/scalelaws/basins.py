@@ -150,8 +150,14 @@ def spare_dof(left: FloatArray, w: FloatArray) -> float:
     return float((w * (1 - (left * left).sum(axis=1))).sum())
 
 
-def draw_optima(posterior: Posterior, span: tuple[float, float], draws: int, rng: np.random.Generator) -> BasinDraws:
-    """Draws of the optimum from the posterior; x is sought within `span`, and a minimum beyond lands on its end."""
+def draw_optima(
+    posterior: Posterior,
+    span: tuple[float, float],
+    draws: int,
+    rng: np.random.Generator,
+    batch_span: tuple[float, float] = (-np.inf, np.inf),
+) -> BasinDraws:
+    """Draws of the optimum; x is sought within `span` (z: `batch_span`), and a minimum beyond lands on its end."""
     place = rng.choice(len(SKEW_GRID), size=draws, p=posterior.probability)
     sd = np.sqrt(draw_variances(1.0, posterior.dof[place], draws, rng) * posterior.variance[place])
     wiggle = rng.standard_normal((draws, posterior.coefficients.shape[1]))
@@ -164,19 +170,21 @@ def draw_optima(posterior: Posterior, span: tuple[float, float], draws: int, rng
     if not convex.any():
         return BasinDraws(*(np.empty(0),) * 4, None, np.empty(0), 0.0)
     kept = rng.choice(np.flatnonzero(convex), size=draws)
-    return _solve(t[kept], skew[kept], span, share)
+    return _solve(t[kept], skew[kept], (span, batch_span), share)
 
 
-def _solve(t: FloatArray, skew: FloatArray, span: tuple[float, float], share: float) -> BasinDraws:
+def _solve(
+    t: FloatArray, skew: FloatArray, spans: tuple[tuple[float, float], tuple[float, float]], share: float
+) -> BasinDraws:
     """The point where both derivatives vanish, by bisection on x."""
     flat = t.shape[1] == 3
     d, q, m = (np.zeros(len(t)), np.ones(len(t)), np.zeros(len(t))) if flat else (t[:, 3], t[:, 4], t[:, 5])
-    low, high = np.full(len(t), span[0]), np.full(len(t), span[1])
+    low, high = np.full(len(t), spans[0][0]), np.full(len(t), spans[0][1])
     for _ in range(45):
         x = 0.5 * (low + high)
         falling = t[:, 1] + t[:, 2] * bend_slope(x, skew) - m * (d + m * x) / q < 0
         low, high = np.where(falling, x, low), np.where(falling, high, x)
     x = 0.5 * (low + high)
-    z = -(d + m * x) / q
+    z = np.clip(-(d + m * x) / q, *spans[1])
     y = t[:, 0] + t[:, 1] * x + t[:, 2] * bend(x, skew) + d * z + 0.5 * q * z * z + m * x * z
     return BasinDraws(x, None if flat else z, y, t[:, 2] * np.exp(skew * x), None if flat else q, skew, share)

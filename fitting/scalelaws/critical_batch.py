@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scalelaws.nonlinear import Columns, Noise, Parameter, Solution, solve
+from scalelaws.nonlinear import PRIOR_DOF, Columns, Noise, Parameter, Solution, solve
 from scalelaws.observations import FloatArray, ObservationError, count_levels
 from scalelaws.results import Estimate, Status
 
@@ -23,14 +23,20 @@ EXPECTED_NOISE_LOG = 0.05
 e-fold of steps)."""
 LEVELS_NEEDED = 3
 """Distinct batches; two always lie on some hyperbola."""
-STEPS_PRIOR_SD = 3.0
-"""Of ln S_min around the fewest steps of a run: a factor of 20 (an assumption)."""
-BATCH_PRIOR_SD = 3.0
-"""Of ln B_crit around the middle of the batches: a factor of 20 (an assumption)."""
+STEPS_PRIOR_SD = 6.0
+"""Of ln S_min around the fewest steps of a run: all but flat over a factor of 400 (an assumption)."""
+BATCH_PRIOR_SD = 6.0
+"""Of ln B_crit around the middle of the batches: likewise."""
 WIDEST_SD_LOG = 1.0
 """B_crit known no better than within a factor of five either way (at 90 %) is called not identified (an assumption)."""
 STARTS_BEYOND = 30.0
 """B_crit is sought from the smallest batch over this to the largest batch times this."""
+LIMIT_LEVEL = 0.99
+"""B_crit is bounded on a side where the runs contradict the curve without a bend there at this level (an assumption:
+what passes by chance is then wrong altogether, so it is stricter than an interval of 90 %)."""
+LIMITS_BEYOND = 1e6
+"""So far beyond the batches the curve has no bend within them: ln S differs from its limit by less than 1e-6."""
+GRID = 2001
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +50,7 @@ class Tradeoff:
     critical_batch_tokens: Estimate
     """Batch that needs twice the fewest steps and twice the fewest tokens, tokens per step."""
     draws: FloatArray
-    """(draws, 3): S_min, T_min, B_crit."""
+    """(draws, 3): S_min, T_min, B_crit; none where the batches do not bound B_crit on both sides."""
     noise_log: float
     """Standard deviation of ln steps around the curve."""
     status: Status
@@ -101,7 +107,8 @@ def fit_tradeoff(
 
     `steps` and `tokens` (n,) are of one loss, model size and data; tokens / steps is the batch. The error of a run is
     one and the same in ln steps and ln tokens, since its batch is known. Raises ObservationError where the pairs are
-    unusable, and TradeoffError where the batches do not bend the curve; with `throw=False` the status says so.
+    unusable, and TradeoffError where the batches do not bend the curve: its `partial` then holds the one bound that
+    they give, by profile likelihood, and no value; with `throw=False` it is returned, and its status says so.
     """
     s, t = _check(steps, tokens)
     batch = t / s
@@ -120,6 +127,9 @@ def fit_tradeoff(
     solution = solve(
         model, {"batch_tokens": batch}, np.log(s), starts, Noise(EXPECTED_NOISE_LOG), draws=draws, seed=seed
     )
+    profile = _Profile.of(s, batch, solution)
+    if solution.converged and not profile.is_bent:
+        return _end(_report_open(profile, solution, level), throw)
     return _end(_report(solution, batch, level), throw)
 
 
@@ -160,13 +170,93 @@ def _report(solution: Solution, batch: FloatArray, level: float) -> Tradeoff:
 def _judge(solution: Solution, batch: FloatArray) -> tuple[Status, str]:
     if not solution.converged:
         return Status.NOT_CONVERGED, Status.NOT_CONVERGED.value
-    if solution.spread[1] * BATCH_PRIOR_SD > WIDEST_SD_LOG:
-        side = "above" if solution.values[1] > np.exp(np.log(batch).mean()) else "below"
+    sd = float(np.std(np.log(solution.draws[:, 1])))
+    if sd > WIDEST_SD_LOG:
         return Status.NOT_IDENTIFIED, (
-            f"{Status.NOT_IDENTIFIED.value}: the batches ({batch.min():.4g} to {batch.max():.4g} tokens) lie on one "
-            f"branch of the curve, B_crit seems {side} them; add batches there"
+            f"{Status.NOT_IDENTIFIED.value}: the batches ({batch.min():.4g} to {batch.max():.4g} tokens) tell B_crit "
+            f"within a factor of {np.exp(sd):.3g} (one standard deviation) only; add batches on both sides of it"
         )
     return Status.CONVERGED, Status.CONVERGED.value
+
+
+@dataclass(frozen=True, eq=False)
+class _Profile:
+    """How well each B_crit explains the steps, without priors; its ends stand for curves without a bend.
+
+    Towards the low end S is the same for all batches, towards the high end T is.
+    """
+
+    ln_steps: FloatArray
+    """(n,)."""
+    ln_batch: FloatArray
+    """(n,)."""
+    ln_critical: FloatArray
+    """(g,)."""
+    excess: FloatArray
+    """(g,) sum of squares above the least one, in variances of a run."""
+    noise: float
+    dof: float
+
+    @classmethod
+    def of(cls, steps: FloatArray, batch: FloatArray, solution: Solution) -> _Profile:
+        """The profile under the noise that was found."""
+        ends = np.log(batch.min() / LIMITS_BEYOND), np.log(batch.max() * LIMITS_BEYOND)
+        grid, ln_steps, ln_batch = np.linspace(*ends, GRID), np.log(steps), np.log(batch)
+        squares = (ln_steps - np.logaddexp(0.0, grid[:, None] - ln_batch)).var(axis=1) * len(batch)
+        dof = PRIOR_DOF + len(batch) - 2
+        return cls(ln_steps, ln_batch, grid, (squares - squares.min()) / solution.noise**2, solution.noise, dof)
+
+    @property
+    def is_bent(self) -> bool:
+        """Whether the runs contradict both curves without a bend."""
+        return bool(min(self.excess[[0, -1]]) > self.reach(LIMIT_LEVEL) ** 2)
+
+    def reach(self, level: float) -> float:
+        """Standard deviations to either side that hold this share of Student's t."""
+        from scipy.special import stdtrit
+
+        return float(stdtrit(self.dof, (1 + level) / 2))
+
+    def bound(self, level: float) -> tuple[Estimate, Estimate, Estimate]:
+        """S_min, T_min and B_crit with what bounds there are; a value is there where both bounds are."""
+        inside = np.flatnonzero(self.excess <= self.reach(level) ** 2)
+        is_open = [bool(self.excess[end] <= self.reach(max(level, LIMIT_LEVEL)) ** 2) for end in (0, -1)]
+        critical, best = self.ln_critical[inside], int(np.argmin(self.excess[inside]))
+        ratio = critical[:, None] - self.ln_batch
+        ln_steps = (self.ln_steps - np.logaddexp(0.0, ratio)).mean(axis=1)
+        ln_tokens = (self.ln_steps + self.ln_batch - np.logaddexp(0.0, -ratio)).mean(axis=1)
+        of_mean = self.reach(level) * self.noise / np.sqrt(len(self.ln_batch))
+        return (
+            _enclose(ln_steps, best, of_mean, (is_open[1], False), "steps"),
+            _enclose(ln_tokens, best, of_mean, (is_open[0], False), "tokens"),
+            _enclose(critical, best, 0.0, (is_open[0], is_open[1]), "tokens per step"),
+        )
+
+
+def _enclose(ln_values: FloatArray, best: int, margin: float, is_open: tuple[bool, bool], unit: str) -> Estimate:
+    """The range of these values with a margin; no bound on an open side, and no value beside an open side."""
+    low = None if is_open[0] else float(np.exp(ln_values.min() - margin))
+    high = None if is_open[1] else float(np.exp(ln_values.max() + margin))
+    return Estimate(np.nan if None in (low, high) else float(np.exp(ln_values[best])), low, high, unit)
+
+
+def _report_open(profile: _Profile, solution: Solution, level: float) -> Tradeoff:
+    """What can be said where no bend is seen: bounds on the closed sides, no draws."""
+    steps, tokens, critical = profile.bound(level)
+    low, high = np.exp(profile.ln_batch.min()), np.exp(profile.ln_batch.max())
+    seen = f"the batches ({low:.4g} to {high:.4g} tokens)"
+    if critical.low is not None:
+        said = f"B_crit lies beyond {seen}, above {critical.low:.3g}, and nothing bounds it upwards; add larger batches"
+    elif critical.high is not None:
+        said = (
+            f"B_crit lies beyond {seen}, below {critical.high:.3g}, and nothing bounds it from below; add smaller ones"
+        )
+    else:
+        said = f"{seen} do not tell on which side of them B_crit lies; add batches on both sides, or repeat runs"
+    return Tradeoff(
+        steps, tokens, critical, np.full((0, 3), np.nan), solution.noise, Status.NOT_IDENTIFIED,
+        f"{Status.NOT_IDENTIFIED.value}: {said}",
+    )  # fmt: skip
 
 
 def _unknown(status: Status, message: str) -> Tradeoff:

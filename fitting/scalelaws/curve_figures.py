@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -62,6 +63,9 @@ def _make_axes(axes: Sequence[Axes] | None) -> tuple[Axes, Axes]:
 
 def _frame(ax: Axes, losses: Sequence[FloatArray]) -> None:
     """From just below the lowest loss to a quarter of the way up to the first one."""
+    losses = [part[np.isfinite(part)] for part in losses if np.isfinite(part).any()]
+    if not losses:
+        return
     lowest = min(float(part.min()) for part in losses)
     top = max(float(part[-1]) + SPAN * (float(part.max()) - float(part[-1])) for part in losses)
     ax.set_ylim(lowest - 0.05 * (top - lowest), top)

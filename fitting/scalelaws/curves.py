@@ -50,6 +50,8 @@ class Curve:
                 f"curve {self.label}: step and loss need one entry per logged step; got {len(self.step)} steps and "
                 f"{len(self.loss)} losses"
             )
+        if not np.isfinite(self.step).all():
+            raise ObservationError(f"curve {self.label}: step must be finite; drop the rows without it")
         outside = (self.step <= 0) | (self.step > self.schedule.steps)
         if (np.diff(self.step) <= 0).any() or outside.any():
             raise ObservationError(
@@ -80,7 +82,7 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """The curves of one model size under several schedules."""
+    """The curves of one model size and one batch under several schedules."""
 
     curves: tuple[Curve, ...]
     loss_unit: str = "nats_per_token"
@@ -90,7 +92,7 @@ class Curves:
     """What was left out before these curves were reached."""
 
     def __post_init__(self) -> None:
-        """Refuses an empty set, equal labels and a mixture of model sizes."""
+        """Refuses an empty set, equal labels and a mixture of model sizes or batches."""
         object.__setattr__(self, "curves", tuple(self.curves))
         labels = [curve.label for curve in self.curves]
         if not labels:
@@ -98,12 +100,13 @@ class Curves:
         if len(set(labels)) < len(labels):
             repeated = next(label for label in labels if labels.count(label) > 1)
             raise ObservationError(f"every curve needs a label of its own; {repeated!r} is there twice")
-        sizes = {curve.params_non_embedding for curve in self.curves if np.isfinite(curve.params_non_embedding)}
-        if len(sizes) > 1:
-            raise ObservationError(
-                f"a law of the curve holds for one model size; these curves have {len(sizes)}: "
-                f"{', '.join(f'{size:.4g}' for size in sorted(sizes))}. Fit each size by itself"
-            )
+        for name, what in (("params_non_embedding", "model size"), ("batch_tokens", "batch")):
+            known = {float(getattr(curve, name)) for curve in self.curves if np.isfinite(getattr(curve, name))}
+            if len(known) > 1:
+                raise ObservationError(
+                    f"a law of the curve holds for one {what}; these curves have {len(known)}: "
+                    f"{', '.join(f'{value:.4g}' for value in sorted(known))}. Fit each {what} by itself"
+                )
 
     def __len__(self) -> int:
         """Number of curves."""
@@ -126,8 +129,11 @@ class Curves:
         return self._replace(kept, Exclusion(reason, len(self) - len(kept)))
 
     def usable(self) -> Curves | None:
-        """Curves with a finite loss after the warm-up, and these points of them; None where there are none."""
-        parts = [curve.keep(_is_usable(curve)) for curve in self.curves if _is_usable(curve).any()]
+        """Curves with a finite loss after the warm-up, and these points of them; None where there are none.
+
+        A schedule ends with the last of them: what was planned after a run broke off has not been seen.
+        """
+        parts = [_cut(curve.keep(_is_usable(curve))) for curve in self.curves if _is_usable(curve).any()]
         if not parts:
             return None
         return self._replace(tuple(parts), Exclusion("no finite loss after the warm-up", len(self) - len(parts)))
@@ -148,6 +154,8 @@ class Curves:
         Raises ObservationError when a column is missing or unusable.
         """
         names = {name: _find(frame, known) for name, known in COLUMNS.items()}
+        if frame[names["label"]].isna().any():
+            raise ObservationError(f"every row needs a {names['label']}; some have none. Name their run, or drop them")
         curves = []
         for label, rows in frame.groupby(names["label"], sort=False):
             rows = rows.sort_values(names["step"])
@@ -160,6 +168,10 @@ class Curves:
 
 def _is_usable(curve: Curve) -> BoolArray:
     return np.isfinite(curve.loss) & (curve.step >= curve.schedule.warmup_steps)
+
+
+def _cut(curve: Curve) -> Curve:
+    return replace(curve, schedule=curve.schedule.until(float(curve.step[-1])))
 
 
 def _as_array(values: ArrayLike, where: str) -> FloatArray:

@@ -163,13 +163,14 @@ def cluster_items(pass_rates: ArrayLike, *, max_diameter: float = MAX_DIAMETER, 
     """
     points = np.asarray(pass_rates, dtype=np.float64).T
     labels, left, radius = np.full(len(points), -1, dtype=np.int64), np.ones(len(points), dtype=bool), max_diameter / 2
-    near = _measure_distances(points) <= radius
+    near = np.stack([_measure_distances(points, point) <= radius for point in points])
+    counts = near.sum(axis=1)
     for label in range(len(points)):
-        counts = near[:, left].sum(axis=1) * left
-        inside = _shift(points, left, near[int(np.argmax(counts))] & left, radius)
+        inside = _shift(points, left, near[int(np.argmax(counts * left))] & left, radius)
         if inside.sum() < fewest:
             break
         labels[inside], left = label, left & ~inside
+        counts = counts - near[:, inside].sum(axis=1)
     return labels
 
 
@@ -183,6 +184,10 @@ def forecast_by_difficulty(
     noise, for a model that is better than its compute says is better everywhere. Raises FitError where no cluster can
     be extrapolated.
     """
+    if not (np.isfinite(compute_flops) and compute_flops > 0):
+        raise ValueError(f"compute_flops of the target must be positive and finite; got {compute_flops}")
+    if chance is not None and not 0 <= chance < 1:
+        raise ValueError(f"chance is a share, 0 <= chance < 1, for example 0.25; got {chance}")
     fitted = _fit(scores, chance, max_diameter, draws, seed)
     if not fitted.kept:
         reasons = "; ".join(sorted({cluster.problem for cluster in fitted.clusters})) or "no cluster is large enough"
@@ -228,9 +233,9 @@ def _interpolate(knots: FloatArray) -> Callable[[FloatArray], FloatArray]:
     return lambda x: np.asarray(curve(np.clip(x, 0.0, 1.0)), dtype=np.float64)
 
 
-def _measure_distances(points: FloatArray) -> FloatArray:
-    """Root mean square differences (n, n), row by row to hold one row of differences at a time."""
-    return np.stack([np.sqrt(((points - point) ** 2).mean(axis=1)) for point in points])
+def _measure_distances(points: FloatArray, centre: FloatArray) -> FloatArray:
+    """Root mean square differences (n,) of all points from one."""
+    return np.asarray(np.sqrt(((points - centre) ** 2).mean(axis=1)))
 
 
 def _shift(points: FloatArray, left: BoolArray, inside: BoolArray, radius: float) -> BoolArray:
@@ -239,7 +244,7 @@ def _shift(points: FloatArray, left: BoolArray, inside: BoolArray, radius: float
         if not inside.any():
             break
         centre = points[inside].mean(axis=0)
-        found = left & (np.sqrt(((points - centre) ** 2).mean(axis=1)) <= radius)
+        found = left & (_measure_distances(points, centre) <= radius)
         if (found == inside).all() or not found.any():
             break
         inside = found

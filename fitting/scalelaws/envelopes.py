@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from scalelaws.intervals import resample_weights
+from scalelaws.laws.loss import keep_tuned
 from scalelaws.observations import FloatArray, Observations
 from scalelaws.results import Status
 from scalelaws.size_laws import SizeLaw
@@ -21,16 +22,20 @@ GRID = 1500
 FEWEST_CURVES = 5
 """Three sizes inside of the smallest and the largest, which are never counted: an exponent and a check of it."""
 
+FEWEST_HELD = 0.5
+"""Assumption: where more of the resampled envelopes hold no line, those that do are no fair sample."""
+
 
 def trace_envelope(
     observations: Observations, *, draws: int = 400, level: float = 0.9, seed: int = 0
 ) -> tuple[SizeLaw, FloatArray]:
     """N*(C) from the lower envelope of training curves, and the envelope itself, (budgets, 2) of C and N.
 
-    Runs of one label are the points of one curve; without labels that repeat, all points of one size are. Intervals
-    come from resampled curves. Raises ValueError where fewer than five curves overlap, or fewer than three sizes win.
+    Runs of one label are the points of one curve; without labels that repeat, all points of one size are. Of a cell's
+    sweep of learning rate or batch only the best run counts. Intervals come from resampled curves. Raises ValueError
+    where fewer than five curves overlap, or fewer than three sizes win.
     """
-    runs = observations.select(~observations.diverged, "diverged (the loss is not finite)")
+    runs = keep_tuned(observations)
     curves = _split_curves(runs)
     if len(curves) < FEWEST_CURVES:
         raise ValueError(f"the envelope needs >= {FEWEST_CURVES} curves of >= 2 points (have {len(curves)})")
@@ -50,6 +55,11 @@ def trace_envelope(
     span = float(compute[usable].min()), float(compute[usable].max())
     misfit = np.log(winner[usable]) - lines[0, 0] - lines[0, 1] * (np.log(compute[usable]) - centre)
     held = lines[1:][np.isfinite(lines[1:]).all(axis=1)]
+    if len(held) < FEWEST_HELD * draws:
+        raise ValueError(
+            f"{Status.NOT_IDENTIFIED.value}: {len(curves)} curves, of which {100 * len(held) / draws:.0f} % of the "
+            "resamples hold a line of N*; add sizes"
+        )
     law = SizeLaw("envelope", lines[0], held, centre, float(misfit.std()), span, level, runs.params_convention)
     return law, np.stack([compute[usable], winner[usable]], axis=1)
 

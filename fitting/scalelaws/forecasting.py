@@ -13,6 +13,7 @@ import numpy as np
 from scalelaws.laws import (
     Law,
     LossLaw,
+    MixtureLaw,
     PublishedLoss,
     PublishedSettings,
     SettingsLaw,
@@ -55,6 +56,8 @@ def forecast(
 def _forecast_fit(fit: Fit, target: Target, loss_fit: Fit | None, level: float, shade: bool, seed: int) -> Forecast:
     require_ok(fit)
     family, rng = get_law(fit.law), np.random.default_rng(seed)
+    if not isinstance(family, LossLaw | SettingsLaw | CriticalBatchLaw):
+        raise ValueError(f"{fit.law} does not forecast a run from its target alone: use scalelaws.{family.asked_with}")
     settings = None
     if isinstance(family, SettingsLaw):
         settings = family.predict_settings(fit, target, rng)
@@ -102,6 +105,8 @@ def _forecast_loss(
     if not isinstance(law, LossLaw):
         raise ValueError(f"loss_fit must be a fit of a law of the loss; got {fit.law}")
     require_ok(fit)
+    if isinstance(law, MixtureLaw):
+        law.require_domains(fit, target)
     off = _leaves_path(fit, target)
     if off:
         return None, (off,)

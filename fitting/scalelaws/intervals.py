@@ -35,7 +35,7 @@ PRIOR_NOISE_LOG = 0.003
 PRIOR_NOISE_SD = 1.0
 """Its standard deviation in ln: between .0006 and .016 with a probability of 90 % (an assumption)."""
 NOISES = np.geomspace(1e-5, 0.1, 61)
-SCALES = np.geomspace(0.05, 4.0, 17)
+SCALES = np.geomspace(0.01, 4.0, 21)
 HUBER_SDS = 1.345
 """With priors on, the penalty turns linear at this many standard deviations: 95 % efficient for normal noise (Huber and
 Ronchetti 2009, section 4.5)."""

@@ -19,6 +19,7 @@ import numpy as np
 from scalelaws.basins import OVERHANG
 from scalelaws.intervals import pool_variance
 from scalelaws.isoflop_shape import Parabola, Valleys, lift
+from scalelaws.laws.loss import keep_tuned
 from scalelaws.nonlinear import Noise, Solution, solve
 from scalelaws.observations import FloatArray, Observations, count_levels
 from scalelaws.results import Estimate, Status
@@ -106,9 +107,10 @@ def find_isoflop_optima(
 ) -> Isoflops:
     """The optimum of every compute budget that at least four sizes share.
 
-    Runs within 10 % of one compute form a budget; those more than `window_log` above its best (in ln loss) are left out
-    and recorded. The scatter of the runs is estimated; intervals at `level` come from seeded draws. Raises
-    ValueError where no budget holds enough sizes; an optimum that is no optimum says so in its status.
+    Of a cell's sweep of learning rate or batch only the best run counts. Runs within 10 % of one compute form a budget;
+    those more than `window_log` above its best (in ln loss) are left out and recorded. The scatter of the runs is
+    estimated; intervals at `level` come from seeded draws. Raises ValueError where no budget holds enough sizes; an
+    optimum that is no optimum says so in its status.
     """
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
@@ -169,7 +171,7 @@ def group_budgets(compute: FloatArray, params: FloatArray) -> tuple[np.ndarray, 
 
 
 def _gather(observations: Observations, window_log: float) -> tuple[Observations, list[_Curve]]:
-    finite = observations.select(~observations.diverged, "diverged (the loss is not finite)")
+    finite = keep_tuned(observations)
     budgets = group_budgets(finite.compute, finite.params_non_embedding)
     number = np.full(len(finite), -1)
     for k, rows in enumerate(budgets):
@@ -313,9 +315,9 @@ def _judge(curve: _Curve, found: _Found, level: float) -> IsoflopOptimum:
     if found.flat or (params.low <= np.exp(low) and params.high >= np.exp(high)):
         status = Status.FLAT
     elif found.ln_size <= low:
-        status, params = Status.EDGE_LOW, replace(params, low=None)
+        status, params, tokens = Status.EDGE_LOW, replace(params, low=None), replace(tokens, high=None)
     elif found.ln_size >= high:
-        status, params = Status.EDGE_HIGH, replace(params, high=None)
+        status, params, tokens = Status.EDGE_HIGH, replace(params, high=None), replace(tokens, low=None)
     return IsoflopOptimum(
         curve.budget, params, tokens, loss, count_levels(np.exp(curve.ln_size)), found.bias_log, status,
         f"{curve.budget:.3g} FLOPs: {status.value}",

@@ -36,6 +36,8 @@ DIFFERENCE = 1e-5
 """Relative step of the central differences of g; its errors, 1e-10, only move where a pull lands."""
 IMPROVED = 1e-3
 """A refit that lowers J by more than this has found a better minimum, and the profile starts anew from there."""
+RESTARTS = 3
+"""How often it may; a profile that still meets a better minimum is not to be used."""
 FEWEST_CONVERGED = 0.9
 """Share of the pulled refits that must converge."""
 
@@ -98,7 +100,9 @@ def trace_profile(
     root = float(stdtrit(dof, tail) if np.isfinite(dof) else ndtri(tail))
     path = _Path.at(task, best, sd, quantity, scale)
     trace = path.trace(root)
-    if trace.better is not None:
+    for _ in range(RESTARTS):
+        if trace.better is None:
+            break
         path = _Path.at(task, trace.better, sd, quantity, scale)
         trace = path.trace(root)
     return path.finish(trace, root, level)
@@ -265,7 +269,7 @@ class _Path:
         value = quantity.unfold(self.g)
         lower, upper = (quantity.unfold(self.g + sign * width) for sign in (-1, 1))
         laplace = Estimate(value, lower, upper if np.isfinite(upper) else None, quantity.unit)
-        status, message = _judge(low, high, trace.converged)
+        status, message = _judge(low, high, trace.converged if trace.better is None else 0.0)
         return Profile(
             quantity.name, np.array([quantity.unfold(g) for g in trace.g]), trace.ratio, root**2,
             Estimate(value, low, high, quantity.unit), laplace, level, status, message, quantity.positive,

@@ -35,6 +35,10 @@ class FittedMixture(Protocol):
     def scatter_log(self) -> float:
         """Standard deviation of a run around the fit, in ln loss."""
 
+    @property
+    def drift_log(self) -> float:
+        """Standard deviation by which ln loss leaves the fit at the size and horizon asked for, all mixtures alike."""
+
     def draw(self, shares: FloatArray, rows: slice = slice(None)) -> tuple[FloatArray, FloatArray]:
         """ln loss (S, m) of mixtures (m, d) under the draws `rows`, and its derivatives by the shares (S, m, d)."""
 
@@ -53,6 +57,14 @@ class FittedLaw:
     def scatter_log(self) -> float:
         """Standard deviation of a run around the law, in ln loss."""
         return self.fit.scatter_log
+
+    @property
+    def drift_log(self) -> float:
+        """Drift beyond the largest run; 0 for laws of one size and horizon."""
+        if self.law.one_scale or self.target is None:
+            return 0.0
+        reach = max(float(np.log(self.fit.evidence.compare_compute(self.target))), 0.0)
+        return self.fit.drift_log_per_efold * reach
 
     def draw(self, shares: FloatArray, rows: slice = slice(None)) -> tuple[FloatArray, FloatArray]:
         """ln loss of mixtures and its derivatives by the shares; 0 for domains that the law does not read."""
@@ -92,7 +104,8 @@ class DomainFits:
         """Weights of the losses, normalised; equal ones by default."""
         given = dict.fromkeys(self.fitted, 1.0) if weights is None else dict(weights)
         unknown = sorted(set(given) - set(self.fitted))
-        if unknown or not all(np.isfinite(list(given.values()))) or min(given.values()) < 0 or sum(given.values()) <= 0:
+        usable = bool(given) and all(np.isfinite(item) and item >= 0 for item in given.values())
+        if unknown or not usable or sum(given.values()) <= 0:
             raise ValueError(f"weights must be >= 0 and name losses among {', '.join(self.fitted)}; got {given}")
         return {name: weight / sum(given.values()) for name, weight in given.items() if weight > 0}
 

@@ -59,6 +59,11 @@ class MixtureProcess:
     coefficients: FloatArray
     linear: FloatArray
 
+    @property
+    def drift_log(self) -> float:
+        """None: a process holds at the size and horizon of its runs."""
+        return 0.0
+
     def draw(self, shares: FloatArray, rows: slice = slice(None)) -> tuple[FloatArray, FloatArray]:
         """ln loss (S, m) of mixtures (m, d) under the draws `rows`, and its derivatives by the shares (S, m, d)."""
         z = _warp(shares)
@@ -91,9 +96,13 @@ class MixtureProcess:
 
 
 def fit_process(shares: FloatArray, loss: FloatArray, *, draws: int = 400, seed: int = 0) -> MixtureProcess:
-    """Fits a process to losses (n,) of mixtures (n, d); raises ObservationError for fewer than 8 mixtures."""
-    if len(loss) < FEWEST_MIXTURES:
-        raise ObservationError(f"a process over mixtures needs >= {FEWEST_MIXTURES} runs with a loss; got {len(loss)}")
+    """Fits a process to losses (n,) of mixtures (n, d), positive and finite; else, or for fewer than 8 distinct
+    mixtures, raises ObservationError."""
+    if not (np.isfinite(loss) & (np.asarray(loss) > 0)).all() or not np.isfinite(shares).all():
+        raise ObservationError("a process over mixtures needs positive, finite losses and finite shares")
+    distinct = len(np.unique(np.round(shares, 9), axis=0))
+    if distinct < FEWEST_MIXTURES:
+        raise ObservationError(f"a process over mixtures needs >= {FEWEST_MIXTURES} distinct mixtures; got {distinct}")
     task = _Evidence(shares, np.log(loss))
     logs = task.maximise()
     d = shares.shape[1]

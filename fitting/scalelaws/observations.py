@@ -216,6 +216,7 @@ class Observations:
 
         A bare `bs` counts sequences per step, as `bs_seqs` does; `bs_tokens` counts tokens per step. Runs with status
         "failed" and runs with role "verification" are left out and recorded; a diverged run stays, without a loss.
+        Horizons that differ by less than one step are read as one (steps x batch rarely comes out even).
         Columns named in `COVARIATES` and `mix/DOMAIN` are read where every row has a value.
         `params` names the column that counts parameters, `loss` that of the loss. Rows that differ in optimizer,
         schedule, sequence length, parametrization or loss kind are refused unless `pool` names that column.
@@ -224,6 +225,7 @@ class Observations:
         """
         frame, left_out = _leave_out(frame, excluded)
         counted, convention = _find_params(frame, params)
+        batch_tokens = _read_batch(frame)
         given = dict(scope or {})
         unit = given.get("loss_unit", "nats_per_token")
         described = {**_read_scope(frame, pool), **given}
@@ -231,9 +233,9 @@ class Observations:
         labels = _read(frame, "label")
         return cls(
             params_non_embedding=_numbers(frame, counted),
-            tokens=_numbers(frame, _require(frame, "tokens")),
+            tokens=merge_horizons(_numbers(frame, _require(frame, "tokens")), batch_tokens),
             loss=_numbers(frame, loss if loss is not None else _require(frame, "loss")),
-            batch_tokens=_read_batch(frame),
+            batch_tokens=batch_tokens,
             label=None if labels is None else tuple(frame[labels].astype(str)),
             covariates={name: _numbers(frame, name) for name in COVARIATES if _is_full(frame, name)},
             mixture={
@@ -328,6 +330,23 @@ def _level_index(values: FloatArray) -> NDArray[np.int64]:
     ranks = np.empty(len(values), dtype=np.int64)
     ranks[order] = steps
     return ranks
+
+
+def merge_horizons(tokens: FloatArray, batch_tokens: FloatArray | None) -> FloatArray:
+    """Horizons (n,), where those less than one step apart are the longest of them; a step is `batch_tokens` (n,).
+
+    Without this the runs of one cell, each rounded to whole steps of its own batch, would be a cell for each batch.
+    """
+    if batch_tokens is None or not (np.isfinite(tokens) & np.isfinite(batch_tokens)).all():
+        return tokens
+    order = np.argsort(tokens, kind="stable")
+    ordered, step = tokens[order], batch_tokens[order]
+    new = np.concatenate([[True], np.diff(ordered) >= np.maximum(step[1:], step[:-1])])
+    group = np.cumsum(new) - 1
+    longest = np.maximum.reduceat(ordered, np.flatnonzero(new))
+    merged = np.empty_like(tokens)
+    merged[order] = longest[group]
+    return merged
 
 
 def count_levels(values: FloatArray) -> int:

@@ -19,6 +19,7 @@ from scalelaws.basins import (
 )
 from scalelaws.observations import BoolArray, FloatArray
 from scalelaws.results import Estimate, Status
+from scalelaws.surfaces import vary
 
 EXCESS_KEPT = 0.05
 """Runs more than 5 % above the lowest in ln loss are left out: on published runs that is where training breaks."""
@@ -153,7 +154,7 @@ class _Sweep:
             return self._refuse(Status.TOO_FEW_POINTS, shortage)
         used = self._window(finite)
         posterior = self._shape(used)
-        draws = draw_optima(posterior, self._span(), DRAWS, np.random.default_rng(seed))
+        draws = draw_optima(posterior, self._span(), DRAWS, np.random.default_rng(seed), self._batch_span())
         return self._judge(used, posterior, draws)
 
     def _count(self, finite: BoolArray) -> str:
@@ -188,7 +189,8 @@ class _Sweep:
         x, z, y = x[used], None if z is None else z[used], self.y[used]
         noise_log = self.noise[0]
         for _ in range(REWEIGHTINGS):
-            posterior = integrate(x, z, y, weigh(y, noise_log), self.noise)
+            weight = weigh(y, noise_log) if z is None else weigh_grid(y, noise_log)
+            posterior = integrate(x, z, y, weight, self.noise)
             noise_log = posterior.noise_log
         return posterior
 
@@ -202,6 +204,11 @@ class _Sweep:
         broken = x[~np.isfinite(self.y) & (x > 0)]
         high = float(broken.min()) if len(broken) else float(x[np.isfinite(self.y)].max()) + OVERHANG
         return float(x.min()) - OVERHANG, high
+
+    def _batch_span(self) -> tuple[float, float]:
+        """How far the optimal batch is followed beyond the grid."""
+        _, z = self._relative()
+        return (-np.inf, np.inf) if z is None else (float(z.min()) - OVERHANG, float(z.max()) + OVERHANG)
 
     def _edge(self, x: float) -> Status | None:
         """Whether the lowest run or the vertex lies at an edge of the finite grid that no diverged run guards."""
@@ -218,7 +225,8 @@ class _Sweep:
         """Whether the losses in the middle of the grid stand clear above those at both of its ends.
 
         The lowest run of a hill lies at an edge by necessity, and no wider grid would find a basin there. A sweep that
-        falls all the way to one edge is no hill: there the optimum may lie beyond.
+        falls all the way to one edge is no hill: there the optimum may lie beyond. In a grid, whose fit looks away from
+        the wings, this alone decides.
         """
         here = np.isfinite(self.y)
         if self.ln_batch is not None:
@@ -232,7 +240,8 @@ class _Sweep:
         return bool(means[beside:-beside].mean() > ends + HILL_CLEARANCE * noise_log)
 
     def _judge(self, used: BoolArray, posterior: Posterior, draws: BasinDraws) -> Optimum:
-        if draws.share_convex < 1 - CONVEX_NEEDED and self._is_hill(posterior.noise_log):
+        bent_down = self.ln_batch is not None or draws.share_convex < 1 - CONVEX_NEEDED
+        if bent_down and self._is_hill(posterior.noise_log):
             return self._refuse(Status.UPSIDE_DOWN, _HILL_ADVICE, used)
         edge = self._edge(float(np.median(draws.x)) if len(draws.x) else 0.0)
         if edge is not None:
@@ -341,6 +350,15 @@ class _Sweep:
             f"more than {100 * EXCESS_KEPT:g} % above the lowest run of the cell": int((~broken & ~used).sum()),
         }
         return tuple((reason, count) for reason, count in counts.items() if count)
+
+
+def weigh_grid(y: FloatArray, noise_log: float) -> FloatArray:
+    """Weights of the runs of a grid of learning rates and batches: as in a joint surface the wings say little.
+
+    A sweep needs its wings; a grid has runs enough in its valley, and its wings bend along other axes than its valley.
+    Measured over the cells published with Step Law: with the weights of a sweep the optimum lay .19 too low in ln lr.
+    """
+    return noise_log**2 / vary(y - y.min(), noise_log)
 
 
 _BATCH_ADVICE = "the optimal batch lies beyond the batches that were tried; widen them on that side"

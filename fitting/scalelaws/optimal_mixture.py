@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from scalelaws.mixing import DomainFits, stack_shares
-from scalelaws.observations import FloatArray
+from scalelaws.observations import MIXTURE_SUM_TOLERANCE, FloatArray, Observations
 from scalelaws.results import Estimate
 
 EPOCHS_FREE = 4.0
@@ -27,8 +27,8 @@ OPTIMA_DRAWN = 30
 """Draws of which the optimum is found, for the intervals of the shares."""
 UNDECIDED = 0.9
 """Below this probability to be better no gain is claimed."""
-SUM_TOLERANCE = 0.02
-"""Shares of a given mixture add up to 1 within this, as those of runs."""
+SLACK = 1e-9
+"""Bounds that leave a single mixture may miss the sum of 1 by rounding."""
 TOLERANCE = 1e-5
 """A step that lowers the objective by less ends the search: runs repeat to .0005 nats at best."""
 EDGE = 1e-3
@@ -56,7 +56,7 @@ class BestMixture:
     shares: Mapping[str, Estimate]
     """The recommended share of each domain; the interval holds the optima of single draws."""
     objective: Estimate
-    """Weighted mean loss of a new run on it."""
+    """Weighted mean loss of a new run on it, with the drift beyond the largest run, which all mixtures share."""
     comparisons: tuple[Comparison, ...]
     """With the natural mixture where it was given, and with the best mixture tried."""
     nearest_distance: float
@@ -108,8 +108,9 @@ def find_best_mixture(
     """The mixture that minimises the expected weighted mean of the losses.
 
     `weights` by validation loss (equal by default); `minimum` and `maximum` share by domain; with `tokens` of the run
-    and `domain_tokens` that each domain holds, none is repeated more than `epochs` times. Domains that no run has used
-    stay unused. Raises ValueError where the bounds leave no mixture.
+    and `domain_tokens` that each domain holds, none is repeated more than `epochs` times; a domain that is not named
+    there is not capped. Domains that no run has used stay at their minimum. Raises ValueError where the bounds leave
+    no mixture.
     """
     bounds = _bound(fits, minimum, maximum, tokens, domain_tokens, epochs)
     tried, measured = _measure(fits, weights)
@@ -126,12 +127,14 @@ def find_best_mixture(
     rng = np.random.default_rng(seed)
     own = _draw_run(fits, best[1], weights, rng)
     comparisons = tuple(_compare(fits, name, other, own, weights, level, rng) for name, other in others.items())
+    drift = sum(weight * fits.fitted[name].drift_log for name, weight in fits.weigh(weights).items())
+    drifted = own * np.exp(drift * rng.standard_normal(len(own)))
     nearest, outside = measure_distance(best[1], fits.shares)
     shares = {
         name: Estimate.from_draws(optima[:, j], level, value=float(best[1][j])) for j, name in enumerate(fits.domains)
     }
     return BestMixture(
-        shares, Estimate.from_draws(own, level, value=best[0]), comparisons, nearest, outside, fits.weigh(weights),
+        shares, Estimate.from_draws(drifted, level, value=best[0]), comparisons, nearest, outside, fits.weigh(weights),
         level, tuple(_warn(fits, best[1], bounds, outside, comparisons)),
     )  # fmt: skip
 
@@ -153,7 +156,7 @@ def _order(domains: tuple[str, ...], mixture: Mapping[str, float]) -> FloatArray
     if unknown:
         raise ValueError(f"there is no domain {unknown[0]!r}; the runs have {', '.join(domains)}")
     shares = np.array([mixture.get(name, 0.0) for name in domains])
-    if shares.min() < 0 or abs(shares.sum() - 1) > SUM_TOLERANCE:
+    if not (shares.min() >= 0 and abs(shares.sum() - 1) <= MIXTURE_SUM_TOLERANCE):
         raise ValueError(f"shares must be >= 0 and add up to 1; got {dict(mixture)}")
     return np.asarray(shares / shares.sum())
 
@@ -169,13 +172,16 @@ def _bound(
         raise ValueError(f"there is no domain {unknown[0]!r}; the runs have {', '.join(fits.domains)}")
     if (tokens is None) != (domain_tokens is None):
         raise ValueError("the cap on repetition needs both: tokens of the run, and domain_tokens")
+    given = {"epochs": epochs, **({} if tokens is None else {"tokens": tokens}), **(domain_tokens or {})}
+    if not all(size >= 0 for size in given.values()) or tokens == 0:
+        raise ValueError(f"tokens, domain_tokens and epochs must be positive; got {given}")
     low = np.array([(minimum or {}).get(name, 0.0) for name in fits.domains])
     high = np.array([(maximum or {}).get(name, 1.0) for name in fits.domains])
     high = np.where((fits.shares > 0).any(axis=0), high, np.minimum(high, low))
     if tokens is not None and domain_tokens is not None:
         held = np.array([domain_tokens.get(name, np.inf) for name in fits.domains])
         high = np.minimum(high, epochs * held / tokens)
-    if np.any(low < 0) or np.any(low > high) or low.sum() > 1 or high.sum() < 1:
+    if not (np.all(low >= 0) and np.all(low <= high) and low.sum() <= 1 + SLACK and high.sum() >= 1 - SLACK):
         raise ValueError(
             f"the bounds leave no mixture: lowest shares {_name(fits, low)}, highest {_name(fits, high)}; they must "
             "allow a sum of 1. Lower a minimum, or allow more epochs"
@@ -184,17 +190,28 @@ def _bound(
 
 
 def _measure(fits: DomainFits, weights: Mapping[str, float] | None) -> tuple[FloatArray, FloatArray]:
-    """Mixtures tried with every loss that counts, and their measured objective."""
-    parts = []
-    for name, weight in fits.weigh(weights).items():
-        runs = fits.runs[name]
-        parts.append(
-            dict(zip(map(tuple, np.round(stack_shares(runs, fits.domains), 9)), weight * runs.loss, strict=True))
-        )
-    common = [key for key in parts[0] if all(np.isfinite(part.get(key, np.nan)) for part in parts)]
+    """Mixtures tried with every loss that counts, and their measured objective.
+
+    Losses of several sizes or horizons cannot be compared: there it is the objective that the fits give.
+    """
+    weighed = fits.weigh(weights)
+    parts = [_average_repeats(fits.runs[name], fits.domains) for name in weighed]
+    common = [key for key in parts[0] if all(key in part for part in parts)]
     if not common:
         raise ValueError("no mixture was tried with every loss that has a weight")
-    return np.array(common), np.array([sum(part[key] for part in parts) for key in common])
+    tried = np.array(common)
+    if any(len(fits.runs[name].cells()) > 1 for name in weighed):
+        return tried, fits.draw_objective(tried, weights)[0].mean(axis=0)
+    return tried, np.array([[part[key] for part in parts] for key in common]) @ np.array(list(weighed.values()))
+
+
+def _average_repeats(runs: Observations, domains: tuple[str, ...]) -> dict[tuple[float, ...], float]:
+    """Mean finite loss of each mixture."""
+    found: dict[tuple[float, ...], list[float]] = {}
+    for shares, loss in zip(np.round(stack_shares(runs, domains), 9).tolist(), runs.loss.tolist(), strict=True):
+        if np.isfinite(loss):
+            found.setdefault(tuple(shares), []).append(loss)
+    return {shares: float(np.mean(losses)) for shares, losses in found.items()}
 
 
 def _expect(

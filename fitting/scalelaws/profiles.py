@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scalelaws.laws import FitOptions, Law, SumOfPowers, get_law
+from scalelaws.laws import FitOptions, Law, MixtureLaw, SumOfPowers, get_law
 from scalelaws.laws.base import LossLaw
 from scalelaws.laws.loss import keep_tuned
 from scalelaws.laws.smooth import Smooth
@@ -42,6 +42,8 @@ def profile(
     a law of another kind.
     """
     family = get_law(law.law) if isinstance(law, Fit) else get_law(law) if isinstance(law, str) else law
+    if isinstance(family, MixtureLaw):
+        family = family.bind(observations.mixture, observations.loss)
     chosen = options or FitOptions()
     fitted = law if isinstance(law, Fit) else family.estimate(observations, replace(chosen, bootstrap=50))
     if not fitted.status.ok:

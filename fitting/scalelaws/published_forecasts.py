@@ -50,6 +50,8 @@ def warn_published(law: Published, target: Target) -> list[str]:
         warnings.append("the constants are quoted, not read in the source: check them before a run depends on them")
     if law.caveat:
         warnings.append(law.caveat)
+    if law.params_convention not in ("non_embedding", "not used"):
+        warnings.append(f"the law counts parameters as {law.params_convention}; the target's N is taken to be that")
     known = {name: (at, span) for name, (at, span) in _place(law, target).items() if span is not None}
     if not known:
         warnings.append("the range of the runs behind this law is not recorded: treat any target as extrapolation")

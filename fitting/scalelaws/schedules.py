@@ -62,6 +62,10 @@ class Schedule:
         Before the first logged step it rises linearly to the first logged rate over `warmup_steps`, then stays there.
         """
         steps, rates = np.asarray(step, dtype=np.float64), np.asarray(lr, dtype=np.float64)
+        if steps.ndim != 1 or steps.shape != rates.shape or len(steps) == 0:
+            raise ValueError(
+                f"a log needs a step and a rate per row, one row at least; got {steps.shape}, {rates.shape}"
+            )
         if not 0 <= warmup_steps <= steps[0]:
             raise ValueError(
                 f"warmup_steps counts the steps of a warm-up that was not logged: between 0 and the first logged step, "
@@ -122,6 +126,13 @@ class Schedule:
     def rises(self) -> bool:
         """Whether the rate rises again after it has fallen from its peak."""
         return bool((np.diff(self.lr[np.argmax(self.lr) :]) > 0).any())
+
+    def until(self, step: float) -> Schedule:
+        """The schedule up to this step, which lies in (0, steps]."""
+        if step >= self.steps:
+            return self
+        before = self.step < step
+        return Schedule(np.append(self.step[before], step), np.append(self.lr[before], self.at(step)))
 
     def at(self, step: ArrayLike) -> FloatArray:
         """Learning rate at real steps; at a jump, the rate before it."""

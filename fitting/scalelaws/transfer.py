@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scalelaws.hierarchy import regress
 from scalelaws.observations import FloatArray, Observations, count_levels
 from scalelaws.optima import Optimum, find_basin_optimum
-from scalelaws.results import Estimate
+from scalelaws.results import Estimate, Status
 
 HOLDS_WITHIN = 0.25
 """An optimum that moves by less than a quarter of a factor of two per doubling counts as staying (a choice: over width,
@@ -81,7 +81,7 @@ class Drift:
     slope: Estimate | None
     """Change of log2 of the optimal learning rate per doubling of the scale."""
     steps_moved: float | None
-    """Steps of the learning-rate grid between the optimum of the smallest and of the largest scale."""
+    """Steps of the learning-rate grid between the optima of the smallest and of the largest scale that have one."""
     grid_step: float
     """log2 of the ratio of neighbouring learning rates."""
     verdict: str
@@ -190,6 +190,10 @@ class _Ladder:
         return [(place, item) for place, item in zip(self.places, self.optima, strict=True) if item.status.ok]
 
     @property
+    def left_grid(self) -> bool:
+        return any(item.status in (Status.EDGE_LOW, Status.EDGE_HIGH) for item in self.optima)
+
+    @property
     def refused(self) -> str:
         pairs = zip(self.places, self.optima, strict=True)
         return "; ".join(f"{self.axis.name} {place:g}: {item.message}" for place, item in pairs if not item.status.ok)
@@ -229,8 +233,11 @@ def _judge(ladder: _Ladder, level: float, seed: int) -> Drift:
     slopes = _draw_slopes(found, seed)
     slope = Estimate.from_draws(slopes, level, unit=f"factors of two per doubling of {axis.name}")
     moved = float(np.log2(found[-1][1].value / found[0][1].value)) / ladder.step
-    verdict, message = _decide(slope, moved, level, axis)
+    steps = f"{moved:+.1f} grid steps from {axis.name} {found[0][0]:g} to {found[-1][0]:g}"
+    verdict, message = _decide(slope, steps, level, axis, ladder.left_grid)
     message += _compare(slope, ladder.expected)
+    if ladder.refused:
+        message += f"; left out: {ladder.refused}"
     return Drift(*given, slope, moved, ladder.step, verdict, message, level, slopes, axis.name, ladder.expected)
 
 
@@ -245,15 +252,18 @@ def _draw_slopes(found: list[tuple[float, Optimum]], seed: int) -> FloatArray:
     return np.asarray(coefficients[:, 1] / np.log(2))
 
 
-def _decide(slope: Estimate, moved: float, level: float, axis: Axis) -> tuple[str, str]:
-    """Holds if the whole interval is small, drifts if all of it is on one side of zero and not small."""
+def _decide(slope: Estimate, steps: str, level: float, axis: Axis, left_grid: bool) -> tuple[str, str]:
+    """Holds if the whole interval is small, drifts if all of it is on one side of zero and not small.
+
+    An optimum that left the grid at some place is at odds with one that stays, so nothing holds then.
+    """
     assert slope.low is not None
     assert slope.high is not None
     said = (
         f"the optimum moves by {slope.value:+.2f} factors of two per doubling of {axis.name} ({100 * level:g} %: "
-        f"{slope.low:+.2f} to {slope.high:+.2f}), {moved:+.1f} grid steps from the smallest to the largest {axis.name}"
+        f"{slope.low:+.2f} to {slope.high:+.2f}), {steps}"
     )
-    if max(abs(slope.low), abs(slope.high)) <= HOLDS_WITHIN:
+    if max(abs(slope.low), abs(slope.high)) <= HOLDS_WITHIN and not left_grid:
         return "holds", f"holds: {said}"
     if min(abs(slope.low), abs(slope.high)) > HOLDS_WITHIN / 2 and slope.low * slope.high > 0:
         return "drifts", f"drifts: {said}"

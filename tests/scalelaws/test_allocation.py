@@ -29,12 +29,19 @@ def test_the_closed_form_is_the_minimum_along_the_budget():
 
 
 def test_allocation_from_a_fit_covers_the_planted_split(plant_loss):
-    fit = scalelaws.fit("chinchilla", plant_loss(8, 8, noise=0.003), bootstrap=200)
+    fit = scalelaws.fit("chinchilla", plant_loss(8, 8, noise=0.003), bootstrap=200, level=0.99)
     params, tokens, _ = split_compute(np.array([[1.7, 400, 1100, 0.34, 0.3]]), 1e22)
     found = allocate(fit, 1e22)
     assert found.params_non_embedding.low <= params[0] <= found.params_non_embedding.high
     assert found.tokens.low <= tokens[0] <= found.tokens.high
     assert set(found.to_dict()) >= {"params_non_embedding", "tokens", "tokens_per_param", "loss"}
+
+
+def test_a_budget_is_compared_with_runs_in_its_own_counting(plant_loss):
+    """A budget is 6ND; runs whose FLOPs hold attention reach no further for that."""
+    runs = plant_loss(8, 8, noise=0.003)
+    fit = scalelaws.fit("chinchilla", replace(runs, compute_flops=1.5 * runs.compute), bootstrap=50)
+    assert allocate(fit, 10 * runs.compute.max()).extrapolation["compute"] == pytest.approx(10)
 
 
 def test_allocation_needs_a_law_in_both_scales():

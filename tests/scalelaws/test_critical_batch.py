@@ -46,11 +46,37 @@ def test_intervals_hold_the_truth_as_often_as_they_say(fewest_hits, noise):
 
 @pytest.mark.parametrize(("batches", "side"), [([1e3, 2e3, 4e3], "above"), ([4e8, 8e8, 16e8], "below")])
 def test_batches_on_one_branch_are_refused_with_the_side(batches, side):
-    with pytest.raises(TradeoffError, match=f"B_crit seems {side}") as caught:
+    with pytest.raises(TradeoffError, match=f"B_crit lies beyond the batches .* {side}") as caught:
         fit_tradeoff(*reach(batches, 0.01))
     partial = caught.value.partial
     assert partial.status is Status.NOT_IDENTIFIED
     json.dumps(partial.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e-2, 1e2])
+def test_batches_far_from_it_give_a_bound_that_holds_and_no_value(factor, fewest_hits):
+    """With the other limit, the one that such batches do tell, inside its interval."""
+    bounds, limits = [], []
+    for seed in range(15):
+        batch = factor * CRITICAL * np.geomspace(0.25, 4, 6)
+        found = fit_tradeoff(*reach(batch, 0.03, seed), draws=50, throw=False)
+        critical = found.critical_batch_tokens
+        assert found.status is Status.NOT_IDENTIFIED
+        assert np.isnan(critical.value)
+        assert (critical.low is None) == (factor > 1)
+        assert (critical.high is None) == (factor < 1)
+        bounds.append((critical.low or 0) <= CRITICAL <= (critical.high or np.inf))
+        known, truth = (found.tokens_min, STEPS_MIN * CRITICAL) if factor < 1 else (found.steps_min, STEPS_MIN)
+        limits.append(known.low <= truth <= known.high)
+    assert min(sum(bounds), sum(limits)) >= fewest_hits(15)
+
+
+def test_steps_without_any_pattern_bound_nothing():
+    steps = 1e4 * np.exp(np.random.default_rng(0).standard_normal(6))
+    found = fit_tradeoff(steps, steps * 1e5 * np.geomspace(0.9, 1.1, 6), throw=False)
+    assert "do not tell on which side" in found.message
+    assert found.critical_batch_tokens.low is None
+    assert found.critical_batch_tokens.high is None
 
 
 def test_two_batches_are_refused():

@@ -131,7 +131,7 @@ def test_too_few_runs_and_percentages_are_refused():
 
 def test_a_ceiling_that_no_run_shows_is_said():
     fit = scalelaws.fit(ScoreSigmoid(), emerging(lowest=1.5), bootstrap=50)
-    assert any(text.startswith("gain is set by its prior") for text in fit.warnings)
+    assert any(text.startswith("set by their priors") and "gain" in text for text in fit.warnings)
     assert "rmse of the score" in fit.summary()
 
 
@@ -290,6 +290,10 @@ def test_items_that_show_no_curve_are_refused_and_counted():
         forecast_by_difficulty(ItemScores(np.full((6, 40), 0.5), compute), 1e24)
     with pytest.raises(ValueError, match="models of distinct compute"):
         ItemScores(np.full((3, 40), 0.5), compute[:3])
+    with pytest.raises(ValueError, match="chance is a share"):
+        forecast_by_difficulty(ItemScores(np.full((6, 40), 0.5), compute), 1e24, chance=25)
+    with pytest.raises(ValueError, match="positive and finite"):
+        forecast_by_difficulty(ItemScores(np.full((6, 40), 0.5), compute), -1.0)
     with pytest.raises(ValueError, match="shares"):
         ItemScores(np.full((6, 40), 50.0), compute)
     flat, (scores, target, _) = np.full((8, 60), 0.5), plant_items(1)

@@ -7,7 +7,7 @@ import pytest
 
 import scalelaws
 from planting.losses import BROKEN, PLANTED, broken_runs, leverage_runs, repetition_runs
-from scalelaws import FitError, Observations, Status, Target
+from scalelaws import FitError, ObservationError, Observations, Status, Target
 from scalelaws.laws.broken import BrokenPowerLaw
 from scalelaws.laws.kaplan import PUBLISHED_KAPLAN, Kaplan, split_kaplan
 from scalelaws.laws.leverage import PUBLISHED_LEVERAGE, EfficiencyLeverage, best_granularity, leverage
@@ -58,17 +58,31 @@ def test_tokens_in_step_with_parameters_are_refused(law):
         scalelaws.fit(law, runs)
 
 
-# Kaplan
-
-
-def test_kaplan_sees_only_the_best_run_of_a_sweep():
-    tuned = PLANTED["kaplan"].runs(0.0, 0)
-    n, d, loss = (np.concatenate([values, values]) for values in (tuned.params_non_embedding, tuned.tokens, tuned.loss))
+@pytest.mark.parametrize("name", LAWS)
+def test_of_a_sweep_only_the_best_run_is_seen(name):
+    """Runs that differ in distinct tokens, average size or experts are no sweep of each other."""
+    tuned = PLANTED[name].runs(0.0, 0)
+    both = tuned.rows(np.tile(np.arange(len(tuned)), 2))
     rate = np.repeat([1e-3, 1e-2], len(tuned))
-    swept = Observations(n, d, loss * np.where(rate > 5e-3, 1.1, 1.0), peak_lr=rate)
-    fit = scalelaws.fit(Kaplan(), swept, bootstrap=50)
+    swept = replace(both, loss=both.loss * np.where(rate > 5e-3, 1.1, 1.0), peak_lr=rate)
+    fit, clean = (scalelaws.fit(LAWS[name], runs, bootstrap=50) for runs in (swept, tuned))
     assert fit.evidence.runs == len(tuned)
-    assert fit.parameters["alpha_N"].value == pytest.approx(0.08, rel=1e-3)
+    assert [(item.runs, item.reason) for item in fit.evidence.excluded] == [
+        (len(tuned), "not the best setting of a swept cell")
+    ]
+    assert fit.values == pytest.approx(clean.values)
+
+
+@pytest.mark.parametrize(("name", "column"), [("repetition", "unique_tokens"), ("efficiency_leverage", "granularity")])
+def test_a_column_with_a_zero_is_refused_by_name(name, column):
+    runs = PLANTED[name].runs(0.0, 0)
+    values = runs.column(column).copy()
+    values[3] = 0.0
+    with pytest.raises(ObservationError, match=f"{column} above 0; row 3"):
+        scalelaws.fit(LAWS[name], replace(runs, covariates={**runs.covariates, column: values}))
+
+
+# Kaplan
 
 
 def test_kaplan_reduces_to_its_published_limits():
@@ -256,6 +270,13 @@ def test_the_best_granularity_is_the_published_one_and_none_is_better():
     assert best == pytest.approx(11.3, abs=0.05)
     around = leverage(LEVERAGE_ROW, 0.05, best * np.array([0.8, 1.0, 1.25]), 1e20)[0]
     assert around.argmax() == 1
+
+
+def test_activation_ratios_in_percent_are_refused():
+    runs = leverage_runs(0.0, 0)
+    percent = {**runs.covariates, "activation_ratio": 100 * runs.column("activation_ratio")}
+    with pytest.raises(FitError, match="is a share, 1 for dense runs; got 100"):
+        scalelaws.fit(EfficiencyLeverage(), replace(runs, covariates=percent))
 
 
 def test_without_a_bend_no_granularity_is_best():

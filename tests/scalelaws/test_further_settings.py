@@ -1,5 +1,7 @@
 """Settings against compute, the Power scheduler's law, weight decay by timescale, and the critical batch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -76,6 +78,14 @@ class TestCompute:
         both, alone = (scalelaws.fit(law, runs, bootstrap=100).scatter_log for law in ("lr_batch", COMPUTE))
         assert alone > 2 * both
 
+    def test_compute_counted_otherwise_is_said(self):
+        """A target without FLOPs of its own is counted as 6ND, which these runs are not."""
+        runs = PLANTED["lr_batch_compute"].runs(3e-4, 0)
+        counted = replace(runs, compute_flops=1.3 * runs.compute)
+        plain, other = (scalelaws.fit(COMPUTE, item, bootstrap=50).warnings for item in (runs, counted))
+        assert not any("times 6ND" in text for text in plain)
+        assert any("1.3 to 1.3 times 6ND: give the target's compute_flops" in text for text in other)
+
     def test_one_budget_leaves_its_exponent_unknown(self, plant_settings):
         runs = plant_settings(3, tie=True)
         flat = Observations(
@@ -108,6 +118,22 @@ class TestPowerSchedule:
             scalelaws.fit(law, plant_schedule(3e-4, 0, 0.5), bootstrap=50) for law in (SCHEDULE_ROOT, SCHEDULE)
         )
         assert wrong.scatter_log > 5 * right.scatter_log
+
+    @pytest.mark.parametrize("power", [0.5, 0.75])
+    def test_another_exponent_of_the_batch_is_another_law(self, power):
+        """A forecast finds the law by name: with p = 1 instead of the fitted p it would be off by B^(1-p)."""
+        law, target = PowerScheduleLaw(batch_exponent=power), PLANTED["power_schedule"].target
+        fit = scalelaws.fit(law, plant_schedule(3e-4, 0, power), bootstrap=50)
+        assert f"batch_tokens^{power:g}" in fit.formula
+        truth = 0.002 * 2.0 ** (18 * power) * target.tokens**-0.5 * 1e5 ** (1 - power)
+        assert predict(law, fit, target)["ln_peak_lr"][1] == pytest.approx(truth, rel=0.1)
+        if power == 0.5:
+            assert scalelaws.forecast(fit, target).peak_lr.value == pytest.approx(truth, rel=0.1)
+        else:
+            with pytest.raises(ValueError, match=r"no law 'power_schedule_0\.75'"):
+                scalelaws.forecast(fit, target)
+        with pytest.raises(ValueError, match="power_schedule cannot read a fit of power_schedule_"):
+            SCHEDULE.make_schedule(fit, seq_len=2048, max_lr=0.03)
 
     def test_the_batch_is_needed(self, fits, plant_settings):
         with pytest.raises(ValueError, match="needs the batch of the target"):
@@ -203,6 +229,22 @@ class TestCriticalBatch:
             fewest = item.tradeoff.tokens_min.value
             assert item.tradeoff.critical_batch_tokens.value == pytest.approx(50 * fewest**0.45, rel=0.06)
             assert item.batch_tokens.min() > runs.batch_tokens.min()
+
+    def test_horizons_in_whole_steps_are_one_horizon(self):
+        """Tokens are steps times batch, so one horizon differs a little from batch to batch."""
+        runs = plant_critical(3e-4, 0)
+        whole = replace(runs, tokens=np.round(runs.tokens / runs.batch_tokens) * runs.batch_tokens)
+        assert len(np.unique(whole.tokens)) > len(np.unique(runs.tokens))
+        assert len(find_critical_batches(whole)) == len(find_critical_batches(runs)) == 9
+
+    def test_runs_of_a_size_that_says_nothing_are_counted_as_left_out(self):
+        runs = plant_critical(3e-4, 0)
+        keep = (runs.params_non_embedding < 4e8) | (runs.tokens < 2e9)
+        fit = scalelaws.fit(CRITICAL, runs.rows(np.flatnonzero(keep)), bootstrap=50)
+        assert fit.evidence.params[1] < 4e8
+        assert [(item.runs, item.reason) for item in fit.evidence.excluded] == [
+            (8, "of a size without a critical batch")
+        ]
 
     def test_few_horizons_are_refused(self):
         runs = plant_critical(0.0, 0)

@@ -1,15 +1,18 @@
 """IsoFLOP optima, envelopes and the three approaches, on planted surfaces and on published budgets."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import scalelaws
 from scalelaws import Observations, Status
-from scalelaws.approaches import compare_approaches
+from scalelaws.approaches import _say_parting, compare_approaches
 from scalelaws.envelopes import trace_envelope
 from scalelaws.isoflop_shape import Valleys
 from scalelaws.isoflops import find_isoflop_optima, group_budgets
-from scalelaws.size_laws import combine_size_laws, derive_size_law, fit_size_law
+from scalelaws.size_laws import SizeLaw, combine_size_laws, derive_size_law, fit_size_law
 
 SKEWED = (1.7, 3000.0, 90.0, 0.5, 0.2)
 """(E, A, B, alpha, beta) with exponents as unequal as any published ones: its isoFLOP curves are no parabolas."""
@@ -79,6 +82,8 @@ def test_what_is_no_optimum_says_so(method):
     assert said[:3] == [Status.CONVERGED, Status.EDGE_LOW, Status.EDGE_HIGH]
     assert found.optima[1].params.low is None
     assert found.optima[2].params.high is None
+    assert found.optima[1].tokens.high is None
+    assert found.optima[2].tokens.low is None
     assert said[3] is Status.FLAT
     assert said[4] is Status.UPSIDE_DOWN
     assert said[5] is Status.TOO_FEW_POINTS
@@ -97,6 +102,21 @@ def test_runs_are_refused_and_left_out_with_reasons():
         find_isoflop_optima(runs, method="spline")
     with pytest.raises(ValueError, match="window_log must be positive"):
         find_isoflop_optima(runs, window_log=0)
+
+
+def test_of_a_sweep_only_the_best_run_counts():
+    """A second learning rate, too high for the larger models, would move the optima by a tenth."""
+    runs = plant_budgets(SKEWED, BUDGETS, WIDE)
+    twice = runs.rows(np.repeat(np.arange(len(runs)), 2))
+    size = twice.params_non_embedding / best_size(SKEWED, twice.compute)
+    worse = np.where(np.arange(len(twice)) % 2, 0.01 * size, 0.0)
+    swept = replace(twice, peak_lr=np.tile([1e-3, 4e-3], len(runs)), loss=twice.loss * np.exp(worse))
+    found = find_isoflop_optima(swept, window_log=1.0, draws=50)
+    for item, truth in zip(found.optima, best_size(SKEWED, BUDGETS), strict=True):
+        assert item.params.value == pytest.approx(truth, rel=3e-3)
+    assert [(item.runs, item.reason) for item in found.runs.excluded] == [
+        (len(runs), "not the best setting of a swept cell")
+    ]
 
 
 def test_runs_of_one_compute_are_a_budget():
@@ -197,6 +217,15 @@ def test_an_envelope_needs_curves():
         trace_envelope(few)
 
 
+def test_an_envelope_of_few_curves_gives_no_interval(monkeypatch):
+    """Six curves hold a line in some four of five resamples, fewer than are asked for here."""
+    curves = plant_curves((1.8, 480.0, 2085.0, 0.348, 0.366), np.geomspace(2e7, 2e9, 6), 3e10)
+    assert 50 < len(trace_envelope(curves, draws=100)[0].draws) < 90
+    monkeypatch.setattr("scalelaws.envelopes.FEWEST_HELD", 0.95)
+    with pytest.raises(ValueError, match="of the resamples hold a line"):
+        trace_envelope(curves, draws=100)
+
+
 def test_three_approaches_agree_on_a_planted_law():
     values = (1.8, 480.0, 2085.0, 0.348, 0.366)
     runs = plant_budgets(values, np.geomspace(1e18, 1e21, 6), np.geomspace(1 / 4, 4, 9), noise=0.002)
@@ -208,6 +237,34 @@ def test_three_approaches_agree_on_a_planted_law():
     assert (6 * table.params * table.tokens).to_numpy() == pytest.approx(table.compute_flops.to_numpy())
     best = found.best.predict(1e22)
     assert best.low <= best_size(values, 1e22) <= best.high
+
+
+def test_tokens_follow_the_counting_of_the_runs():
+    """Runs whose compute is 8ND: all approaches give N* where it is, and tokens that spend the budget as they do."""
+    values = (1.8, 480.0, 2085.0, 0.348, 0.366)
+    runs = plant_budgets(values, np.geomspace(1e18, 1e21, 6), np.geomspace(1 / 4, 4, 9), noise=0.001)
+    found = compare_approaches(replace(runs, compute_flops=runs.compute * 8 / 6), draws=50)
+    table = found.table(8 / 6 * 1e21)
+    assert table.params.to_numpy() == pytest.approx([best_size(values, 1e21)] * 3, rel=0.03)
+    assert (8 * table.params * table.tokens).to_numpy() == pytest.approx([8 / 6 * 1e21] * 3)
+
+
+@pytest.mark.parametrize(("offset", "tilt", "sd", "tilt_sd", "words"), [
+    (0.5, 0.0, 0.5, 0.0, "^meet throughout$"),
+    (0.5, 0.0, 0.01, 0.0, r"^lie apart from 1e\+18 FLOPs on$"),
+    (0.0, 0.3, 0.01, 0.0, r"^lie apart from 1e\+18 to 8.*e\+19 FLOPs and from 1\..*e\+20 FLOPs on$"),
+    (0.5, 0.0, 0.01, 0.1, r"^lie apart from 2\.?\d*e\+19 to [34]\.?\d*e\+20 FLOPs$"),
+])  # fmt: skip
+def test_where_intervals_part_and_meet(offset, tilt, sd, tilt_sd, words):
+    """Lines of ln N* read at 1e20: alike but for noise, apart, crossing there, and widening away from there: .5 apart,
+    with half widths of .016 + .1645 x each at x e-folds, they meet beyond x = 1.4, at 2.4e19 and 4.1e20."""
+    noise = np.random.default_rng(0).standard_normal((2, 400, 2)) * [sd, tilt_sd]
+    points = np.array([[20.0, 0.5], [20.0 + offset, 0.5 + tilt]])
+    laws = [
+        SizeLaw("x", point, point + part, np.log(1e20), 0.0, (1e18, 1e21), 0.9, "total")
+        for point, part in zip(points, noise, strict=True)
+    ]
+    assert re.search(words, _say_parting(*laws))
 
 
 def test_approaches_that_disagree_say_where_they_part():

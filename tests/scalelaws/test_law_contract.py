@@ -121,6 +121,12 @@ def test_forecasts_what_was_planted_inside_its_own_range(name, fitted):
     assert found.loss.low < found.loss.value < found.loss.high
 
 
+@pytest.mark.parametrize(("name", "call"), [("annealing", "predict_curve"), ("score_sigmoid", "predict_score")])
+def test_a_law_that_needs_more_than_a_target_says_what_to_call(name, call, fitted):
+    with pytest.raises(ValueError, match=f"use scalelaws.{call}"):
+        scalelaws.forecast(fitted(name), scalelaws.Target(1e8, 1e9))
+
+
 @pytest.mark.parametrize("name", SCORES)
 def test_predicts_the_planted_score(name, fitted):
     planted = PLANTED[name]

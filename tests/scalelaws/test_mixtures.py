@@ -16,9 +16,10 @@ from scalelaws import FitError, ObservationError, Observations, Status, Target
 from scalelaws.laws.joint_mixture import AdditiveMixture, JointMixture
 from scalelaws.laws.mixture import BiMix, DiminishingMixture, LogLinearMixture
 from scalelaws.laws.nested_mixture import NestedMixture
-from scalelaws.mixing import fit_domains, read_domains, read_olmix
+from scalelaws.mixing import fit_domains, read_domains, read_olmix, stack_shares
 from scalelaws.mixture_process import FEWEST_MIXTURES, fit_process
 from scalelaws.optimal_mixture import find_best_mixture, measure_distance
+from scalelaws.profiles import profile
 
 LAWS = (LogLinearMixture(), DiminishingMixture(), BiMix(), NestedMixture(), AdditiveMixture(), JointMixture())
 ONE_SCALE = (LogLinearMixture(), DiminishingMixture())
@@ -93,6 +94,11 @@ def test_the_diminishing_law_without_returns_is_the_log_linear_one():
     assert found == pytest.approx(LogLinearMixture().predict_loss(np.array([[1.8, *K]]), target))
 
 
+def test_a_mixture_law_is_profiled_for_the_domains_of_the_runs():
+    found = profile("log_linear_mixture", PLANTED["log_linear_mixture"].runs(0.001, 0), "k_code")
+    assert found.interval.low <= K[DOMAINS.index("code")] <= found.interval.high
+
+
 def test_an_unused_domain_is_named():
     shares = np.column_stack([sample_shares(40), np.zeros(40)])
     runs = observe(shares, 1.8 + np.prod(K ** shares[:, :3], axis=1), (*DOMAINS, "poems"))
@@ -112,6 +118,7 @@ def test_an_unused_domain_is_named():
         (LogLinearMixture(), {"mixture": {"books": np.ones(80)}}, Status.TOO_FEW_POINTS, "distinct mixtures"),
         (NestedMixture(), {}, Status.TOO_FEW_SCALES, "2 levels of params"),
         (BiMix(domain="books"), {}, Status.NOT_IDENTIFIED, "have no books"),
+        (BiMix(domain="poems"), {}, Status.NOT_IDENTIFIED, "add a column mix/poems"),
     ],
 )
 def test_runs_that_cannot_hold_the_law_are_refused(law, change, status, words):
@@ -119,6 +126,28 @@ def test_runs_that_cannot_hold_the_law_are_refused(law, change, status, words):
     fit = scalelaws.fit(law, runs, throw=False)
     assert fit.status is status
     assert words in fit.message
+
+
+@pytest.mark.parametrize("shares", [(0.2, 0.5, 0.9), (-0.2, 0.5, 0.7), (0.2, 0.5, np.nan)])
+def test_a_target_whose_shares_are_no_mixture_is_refused(shares):
+    with pytest.raises(ValueError, match="must be >= 0 and add up to 1"):
+        LogLinearMixture().predict_loss(
+            np.array([[1.8, *K]]), Target(1e8, 1e9, mixture=dict(zip(DOMAINS, shares, strict=True)))
+        )
+    with pytest.raises(ValueError, match="share of own must be > 0"):
+        BiMix().predict_loss(np.array([[0.1, 1.0, 0.3, 2.0]]), Target(1e8, 1e9, mixture={"own": 0.0, "web": 1.0}))
+
+
+def test_a_misspelt_domain_does_not_take_the_place_of_another():
+    """Columns go by the alphabet: without the check "aweb" would be read as "books"."""
+    fit = scalelaws.fit(NestedMixture(), PLANTED["nested_mixture"].runs(0.0, 0), bootstrap=50)
+    right, wrong = (dict.fromkeys(("books", "code", last), 1 / 3) for last in ("web", "aweb"))
+    NestedMixture().require_domains(fit, Target(1e8, 1e9, mixture=right))
+    with pytest.raises(ValueError, match=r"A_aweb, A_web, B_aweb, B_web are not in both"):
+        NestedMixture().require_domains(fit, Target(1e8, 1e9, mixture=wrong))
+    scalelaws.allocate(fit, 1e21, mixture=right)
+    with pytest.raises(ValueError, match="other domains than the fit"):
+        scalelaws.allocate(fit, 1e21, mixture=wrong)
 
 
 def test_a_target_with_other_domains_is_refused():
@@ -176,6 +205,9 @@ def test_the_comparison_says_how_sure_the_gain_is():
         ({"tokens": 1e9}, "needs both"),
         ({"weights": {"poems": 1.0}}, "name losses among"),
         ({"natural": {"books": 0.5}}, "add up to 1"),
+        ({"weights": {}}, "name losses among"),
+        ({"minimum": {"books": float("nan")}}, "leave no mixture"),
+        ({"tokens": 0.0, "domain_tokens": {"code": 1e8}}, "must be positive"),
     ],
 )
 def test_bounds_without_a_mixture_are_refused(options, words):
@@ -216,8 +248,10 @@ def test_the_process_is_sure_at_its_runs_and_covers_new_ones():
 
 def test_too_few_mixtures_give_no_process():
     few = FEWEST_MIXTURES - 1
-    with pytest.raises(ObservationError, match=f"got {few}"):
-        fit_process(sample_shares(few), np.full(few, 2.0))
+    with pytest.raises(ObservationError, match=f"distinct mixtures; got {few}"):
+        fit_process(np.tile(sample_shares(few), (3, 1)), np.linspace(2.0, 3.0, 3 * few))
+    with pytest.raises(ObservationError, match="positive, finite losses"):
+        fit_process(sample_shares(12), np.append(np.full(11, 2.0), np.nan))
 
 
 def test_errors_name_the_loss_and_the_missing_target():
@@ -238,6 +272,42 @@ def test_the_best_mixture_moves_with_scale_under_the_joint_law():
         for tokens in (1e9, 6e10)
     ]
     assert found[0] > found[1]
+
+
+def thin(runs: Observations, every: int = 4) -> Observations:
+    """The runs of every fourth mixture."""
+    mixture = np.unique(np.round(stack_shares(runs, DOMAINS), 9), axis=0, return_inverse=True)[1].reshape(-1)
+    return runs.rows(np.flatnonzero(mixture % every == 0))
+
+
+def test_the_best_tried_mixture_is_not_the_one_with_the_largest_run():
+    """The better half of the mixtures was tried on small models only: their measured losses are the higher ones."""
+    runs = thin(PLANTED["additive_mixture"].runs(0.0, 0))
+    shares = [tuple(row) for row in np.round(stack_shares(runs, DOMAINS), 9).tolist()]
+    largest = (runs.params_non_embedding == runs.params_non_embedding.max()) & (runs.tokens == runs.tokens.max())
+    truth = {shares[row]: float(runs.loss[row]) for row in np.flatnonzero(largest)}
+    better = np.array([truth[key] <= np.median(list(truth.values())) for key in shares])
+    small = (runs.params_non_embedding < 3e8) & (runs.tokens < 2e10)
+    kept = np.flatnonzero(~better | small)
+    assert not better[kept][np.argmin(runs.loss[kept])]
+    fits = fit_domains(AdditiveMixture(), {"all": runs.rows(kept)}, target=Target(3e9, 6e10), bootstrap=50)
+    tried = find_best_mixture(fits).comparisons[-1]
+    assert tried.name == "best tried"
+    assert truth[tuple(np.round(list(tried.mixture.values()), 9).tolist())] <= np.quantile(list(truth.values()), 0.1)
+
+
+def test_the_objective_beyond_the_runs_drifts():
+    """As the forecast of the same loss: an interval beyond the largest run is wider than law and scatter alone."""
+    runs = {"all": thin(PLANTED["additive_mixture"].runs(0.003, 0))}
+    near = fit_domains(AdditiveMixture(), runs, target=Target(3e9, 6e10), bootstrap=200)
+    width = {}
+    for tokens in (6e10, 6e13):
+        law = replace(near.fitted["all"], target=Target(3e9, tokens))
+        best = find_best_mixture(replace(near, fitted={"all": law}))
+        told = scalelaws.forecast(law.fit, Target(3e9, tokens, mixture=best.mixture)).loss
+        width[tokens] = np.log(best.objective.high / best.objective.low)
+        assert width[tokens] == pytest.approx(np.log(told.high / told.low), rel=0.25)
+    assert width[6e13] > 1.3 * width[6e10]
 
 
 def test_the_tables_of_olmix_are_read(tmp_path):

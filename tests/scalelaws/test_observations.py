@@ -117,3 +117,15 @@ def test_different_optimizers_are_pooled_only_on_request():
     with pytest.raises(ObservationError, match=r"differ in optimizer \(adamw, muon\)"):
         Observations.from_frame(frame)
     assert Observations.from_frame(frame, pool=("optimizer",)).scope["optimizer"] == "adamw | muon"
+
+
+def test_horizons_rounded_to_whole_steps_of_each_batch_are_one_cell():
+    """1e9 tokens in steps of 64k, 96k and 112k tokens; a second horizon stays apart."""
+    batches = np.array([65_536, 98_304, 114_688])
+    tokens = np.concatenate([target // batches * batches for target in (1_000_000_000, 2_000_000_000)])
+    frame = pd.DataFrame({"N": 1e8, "D": tokens, "loss": 3.0, "lr": 1e-3, "bs_tokens": np.tile(batches, 2)})
+    runs = Observations.from_frame(frame)
+    assert [len(rows) for rows in runs.cells()] == [3, 3]
+    assert np.abs(runs.tokens / tokens - 1).max() < 2e-4
+    apart = Observations.from_frame(frame.drop(columns="bs_tokens"))
+    assert len(apart.cells()) == 5, "without a batch there is no step to round to; two horizons agree by chance"

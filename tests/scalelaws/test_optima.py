@@ -155,6 +155,31 @@ def test_a_tilted_surface_without_noise_has_its_closed_form():
     assert found.batch_curvature.value == pytest.approx(0.015, rel=0.1)
 
 
+@pytest.mark.parametrize(("skew", "shears"), [(0.0, (0.0, 0.0)), (1.5, (-0.3, 0.5)), (1.0, (0.3, 0.4))])
+def test_far_wings_do_not_move_the_optimum_of_a_grid(basin, skew, shears):
+    """Basins whose wings bend along axes of their own: twelve grids each, noise that grows with the excess."""
+    lr, batch = (part.ravel() for part in np.meshgrid(RATES, 2.0 ** np.arange(14, 20)))
+    gaps = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        shift = rng.uniform(-0.35, 0.35, 2)
+        x, z = np.log(lr / 1e-3) - shift[0], np.log(batch / 9e4) - shift[1]
+        excess = basin(x - shears[0] * z, skew, 0.012) + basin(z - shears[1] * x, -0.5 * skew, 0.014)
+        noise = 5e-4 * (1 + 20 * excess) * rng.standard_normal(len(lr))
+        found = find_surface_optimum(lr, batch, 3.0 * np.exp(excess + noise), seed=seed)
+        gaps.append(np.log([found.value / 1e-3, found.batch_tokens.value / 9e4]) - shift)
+    assert np.sqrt(np.mean(np.square(gaps), axis=0)) == pytest.approx(0.0, abs=0.12)
+
+
+@pytest.mark.parametrize("height", [0.002, 0.01, 0.05])
+def test_a_grid_that_bends_down_is_refused(height):
+    lr, batch = (part.ravel() for part in np.meshgrid(RATES, 2.0 ** np.arange(14, 20)))
+    x, z = np.log(lr / 1.1e-3), np.log(batch / 9e4)
+    noise = 5e-4 * np.random.default_rng(0).standard_normal(len(lr))
+    found = find_surface_optimum(lr, batch, 3.0 * np.exp(-0.5 * height * (x * x + z * z) + noise))
+    assert found.status is Status.UPSIDE_DOWN
+
+
 def test_a_batch_beyond_the_grid_is_refused():
     lr, batch = (part.ravel() for part in np.meshgrid(RATES, 2.0 ** np.arange(14, 18)))
     loss = 3.0 * np.exp(0.01 * np.log(lr / 1e-3) ** 2 + 0.01 * np.log(batch / 4e5) ** 2)

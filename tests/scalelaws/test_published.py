@@ -74,6 +74,12 @@ def test_kaplan_by_hand():
     assert any("critical_batch_tokens is not given: it needs loss" in text for text in beyond.warnings)
 
 
+@pytest.mark.parametrize(("name", "counts"), [("hoffmann", "total"), ("kaplan_2020", ""), ("deepseek", "")])
+def test_a_law_that_counts_embeddings_says_so(name, counts):
+    said = [text for text in forecast(get_published(name), Target(1e9, 2e10)).warnings if "counts parameters" in text]
+    assert said == ([f"the law counts parameters as {counts}; the target's N is taken to be that"] if counts else [])
+
+
 def test_minicpm_at_a_loss():
     """1.21e9 / L^6.24 at 2.5 nats, section 3.2 of Hu et al. 2024."""
     found = forecast(get_published("minicpm"), Target(2.4e9, 1e12, 4096, covariates={"loss": 2.5}))

@@ -1,5 +1,7 @@
 """The law of whole curves with a critical batch: its equations, its functions, its fit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -81,6 +83,11 @@ def test_points_of_one_run_are_one_group():
     groups = Trajectory().group(runs)
     assert len(np.unique(groups)) == 25
     assert len({(label, group) for label, group in zip(runs.label, groups, strict=True)}) == 25
+
+
+def test_points_of_curves_at_other_rates_are_no_sweep():
+    runs = replace(trajectory_runs(2e-3, 0), peak_lr=np.tile([1e-3, 2e-3, 1e-3], 50))
+    assert scalelaws.fit(Trajectory(), runs.rows(np.tile(np.arange(150), 2)), bootstrap=50).evidence.runs == 300
 
 
 def test_one_batch_is_refused():

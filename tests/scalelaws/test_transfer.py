@@ -41,6 +41,20 @@ def test_a_grid_that_ends_too_early_is_undecided(basin):
     assert drift.verdict in ("undecided", "drifts")
 
 
+def test_optima_that_left_the_grid_do_not_hold(basin):
+    """Four widths agree and the fifth lies below the grid: the first four alone would hold."""
+    widths = (64, 128, 256, 512, 1024)
+    rates, best = 2.0 ** np.arange(-11, -3), (8e-3, 8e-3, 8e-3, 8e-3, 3e-4)
+    rows = np.array([
+        (w, lr, 3 * np.exp(basin(np.log(lr / b), 1.0, 0.03))) for w, b in zip(widths, best, strict=True) for lr in rates
+    ])  # fmt: skip
+    assert measure_drift(*rows[rows[:, 0] < 1024].T).verdict == "holds"
+    drift = measure_drift(*rows.T)
+    assert drift.verdict == "undecided"
+    assert "from width 64 to 512" in drift.message
+    assert "left out: width 1024: the optimum lies at the low edge of the grid" in drift.message
+
+
 def test_much_noise_is_undecided_or_wide(basin):
     drift = measure_drift(*ladder(basin, -0.1, noise=0.01))
     assert drift.verdict == "undecided"

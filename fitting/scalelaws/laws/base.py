@@ -20,8 +20,8 @@ class FitOptions:
     """How to fit; every field is recorded in the Fit in words or shows in its numbers."""
 
     objective: str = "auto"
-    """`huber`, `lad`, `least_squares`: the plain penalty of ln loss, no priors, resampled cells. `map`: robust, with weak
-    stated priors. `auto`: `map` with less weight for runs of which a misfit is expected (see `weighting`)."""
+    """`huber`, `lad`, `least_squares`: the plain penalty of ln loss, no priors, resampled cells. `map`: robust, weak
+    and stated priors. `auto`: `map` with less weight for runs of which a misfit is expected (see `weighting`)."""
     huber_delta: float = 1e-3
     """Residual of ln loss at which `huber` turns linear (Hoffmann et al. 2022, section 3.3)."""
     bootstrap: int = 400
@@ -60,6 +60,8 @@ class Law(ABC, Generic[Data]):
 
     reads: ClassVar[type] = Observations
     """What the law is fitted to: a table of finished runs, unless it says otherwise."""
+    asked_with: ClassVar[str] = "forecast(fit, target)"
+    """The call of scalelaws that a fit of this law answers."""
     name: str
     formula: str
     scope: str

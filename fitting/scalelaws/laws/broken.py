@@ -118,11 +118,11 @@ class BrokenPowerLaw(SmoothLaw):
         """Fits, then refuses breaks that the runs do not show: near their edge, or no better than none."""
         if observations.diverged.all():
             return super().estimate(observations, options)
-        usable = ~observations.diverged
-        x = observations.column(self.needs[0])[usable]
-        law = replace(self, parameters=self._place(x.min(), x.max(), float(np.median(observations.loss[usable]))))
-        fit = SmoothLaw.estimate(law, observations, options)
-        problem, status = law._doubt(fit, x, observations.loss[usable]) if len(fit.draws) else "", Status.NOT_IDENTIFIED
+        runs, status = self.admit(observations), Status.NOT_IDENTIFIED
+        x = runs.column(self.needs[0])
+        law = replace(self, parameters=self._place(x.min(), x.max(), float(np.median(runs.loss))))
+        fit = SmoothLaw.estimate(law, runs, options)
+        problem = law._doubt(fit, x, runs.loss) if len(fit.draws) else ""
         return replace(fit, status=status, message=f"{status.value}: {problem}") if problem else fit
 
     def _doubt(self, fit: Fit, x: FloatArray, loss: FloatArray) -> str:

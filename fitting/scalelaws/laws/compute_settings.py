@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from scalelaws.laws.settings import OptimumLaw
-from scalelaws.laws.two_stages import Setting
+from scalelaws.laws.two_stages import CellOptimum, Setting
+from scalelaws.observations import FLOPS_PER_PARAM_TOKEN, Observations
+
+COUNTED_ALIKE = 0.05
+"""Assumption: counts within 5 % move a setting by 2 % or less (exponents of published laws are .4 or less)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,3 +32,16 @@ class ComputeOptimumLaw(OptimumLaw):
         Setting("lr", "the learning rate", ("compute",)),
         Setting("batch", "the batch", ("compute",)),
     )
+
+    def warn(self, observations: Observations, cells: tuple[CellOptimum, ...], absent: tuple[str, ...]) -> list[str]:
+        """As `lr_batch`, and how the runs count compute where that is not 6ND: a target may count otherwise."""
+        plain = FLOPS_PER_PARAM_TOKEN * observations.params_non_embedding * observations.tokens
+        ratio = observations.compute / plain
+        said = super().warn(observations, cells, absent)
+        if np.abs(ratio - 1).max() <= COUNTED_ALIKE:
+            return said
+        return [
+            *said,
+            f"the runs count compute as {ratio.min():.3g} to {ratio.max():.3g} times 6ND: give the target's "
+            "compute_flops, counted likewise; without it 6ND is taken",
+        ]

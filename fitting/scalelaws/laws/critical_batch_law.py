@@ -25,7 +25,7 @@ from scalelaws.laws.base import FitOptions, Law
 from scalelaws.laws.two_stages import Setting, estimate_parameters, regress_setting
 from scalelaws.nonlinear import Columns, Noise, Parameter, Task, find_best
 from scalelaws.observations import FloatArray, Observations
-from scalelaws.results import Estimate, Evidence, Fit, Status, Target
+from scalelaws.results import ON_PATH_TOLERANCE, Estimate, Evidence, Fit, Status, Target
 
 LEVELS_NEEDED = 3
 """Estimates of the critical batch; two always lie on a line."""
@@ -105,8 +105,10 @@ class CriticalBatchLaw(Law[Observations]):
         )
         if len(usable) < LEVELS_NEEDED:
             return self._unfitted(runs, found, len(usable), options, started)
+        sizes = [item.params for item in usable]
+        runs = runs.select(np.isin(runs.params_non_embedding, sizes), "of a size without a critical batch")
         ln_scales = {
-            "params": np.log([item.params for item in usable]),
+            "params": np.log(sizes),
             "tokens": np.array([np.median(np.log(item.tradeoff.draws[:, 1])) for item in usable]),
         }
         answers = [np.log(item.tradeoff.draws[:, 2]) for item in usable]
@@ -166,9 +168,9 @@ def _find_at_size(runs: Observations, size: float, level: float, seed: int) -> l
     if len(curves) < 3:
         return []
     found = []
-    horizons = np.unique(np.concatenate([tokens for tokens, _, _ in curves.values()]))
-    for horizon in horizons[:-1]:
-        loss = min(_read_curve(values, tokens, horizon) for tokens, _, values in curves.values() if horizon in tokens)
+    for horizon in _list_horizons(curves)[:-1]:
+        there = [curve for curve in curves.values() if np.abs(np.log(curve[0] / horizon)).min() <= ON_PATH_TOLERANCE]
+        loss = min(_read_curve(values, tokens, horizon) for tokens, _, values in there)
         pairs = [(batch, _invert(values, tokens, loss)) for batch, (tokens, _, values) in curves.items()]
         reached = [(batch, need) for batch, need in pairs if need is not None]
         reached = [pair for pair in reached if pair[0] >= min(reached, key=lambda p: p[1])[0]]
@@ -182,6 +184,13 @@ def _find_at_size(runs: Observations, size: float, level: float, seed: int) -> l
 
 Curve = tuple[FloatArray, FloatArray, FloatArray]
 """Horizons, tuned losses, (E, K, beta)."""
+
+
+def _list_horizons(curves: dict[float, Curve]) -> FloatArray:
+    """The horizons of all batches, ascending; those that differ by the rounding of steps are one."""
+    every = np.unique(np.concatenate([tokens for tokens, _, _ in curves.values()]))
+    new = np.concatenate([[True], np.diff(np.log(every)) > ON_PATH_TOLERANCE])
+    return np.asarray(every[new])
 
 
 def _fit_curves(runs: Observations) -> dict[float, Curve]:

@@ -49,6 +49,7 @@ class CurveLaw(Law[Curves]):
     """Loss at a constant rate, less what every fall of the rate has brought by now."""
 
     reads: ClassVar[type] = Curves
+    asked_with: ClassVar[str] = "predict_curve(fit, schedule)"
     name: str = ""
     formula: str = ""
     scope: str = ""
@@ -84,7 +85,9 @@ class CurveLaw(Law[Curves]):
 
     def predict(self, values: FloatArray, schedule: Schedule, step: FloatArray) -> FloatArray:
         """Loss (B, n) at steps of a schedule for each row of published parameters (B, P)."""
-        return np.asarray(np.exp(self.evaluate(values, read_columns([(schedule, step)], Units()))[0]))
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # derivatives, at a rate of 0
+            ln_loss, _ = self.evaluate(values, read_columns([(schedule, step)], Units()))
+        return np.asarray(np.exp(ln_loss))
 
     def estimate(self, observations: Curves, options: FitOptions) -> Fit:
         """Fits the finite losses after the warm-up; see `curve_fit`."""

@@ -29,6 +29,7 @@ from scalelaws.nonlinear import (
     Noise,
     Task,
     minimise,
+    name_undecided,
     to_coordinates,
     to_values,
 )
@@ -125,7 +126,8 @@ def estimate_curve(law: CurveModel, curves: Curves, options: FitOptions) -> Fit:
     draws, share = state.draw(best, options)
     scatter, drift = state.measure_scatter(best), state.measure_drift(best)
     published = law.to_published(to_values(np.concatenate([best.t[None], draws]), law.parameters), state.units)
-    status, message, warnings = _judge(law, state, draws, converged, share)
+    broken = [curve.label for curve in curves if not np.isfinite(curve.loss).all()]
+    status, message, warnings = _judge(law, state, draws, converged, share, broken)
     residuals = state.residuals(best.t)
     return Fit(
         law=law.name, formula=law.formula,
@@ -301,13 +303,14 @@ class _State:
 
 
 def _judge(
-    law: CurveModel, state: _State, draws: FloatArray, converged: bool, share: float
+    law: CurveModel, state: _State, draws: FloatArray, converged: bool, share: float, broken: list[str]
 ) -> tuple[Status, str, tuple[str, ...]]:
     ratio = draws.std(axis=0) / state.task(1.0).scale
     undecided = [item for item, part in zip(law.parameters, ratio, strict=True) if part > DECIDED_BY_PRIOR]
-    warnings = tuple(
-        f"{item.name} is set by its prior: these curves do not determine it" for item in undecided if not item.needed
-    )
+    warnings = name_undecided(undecided, "curves")
+    cut = [label for label in broken if label in {curve.label for curve in state.curves}]
+    if cut:
+        warnings += (f"{', '.join(cut)} diverged on the way: only the finite losses are fitted",)
     rising = [curve.label for curve in state.curves if curve.schedule.rises]
     if rising:
         warnings += (

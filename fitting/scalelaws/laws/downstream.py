@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -68,6 +68,7 @@ class ScoreFit(Fit):
 class ScoreLaw(Smooth):
     """A score (covariate `score`, 0 to 1) as floor + gain s(z), z rising as the model gets better."""
 
+    asked_with: ClassVar[str] = "predict_score(fit, target, loss_fit=...)"
     chance: float | None = None
     """Score of guessing, where it is known; else it is fitted."""
     items: int | None = None
@@ -82,7 +83,7 @@ class ScoreLaw(Smooth):
         if self.items is not None and self.items < 1:
             raise ValueError(f"items counts the questions of the task; got {self.items}")
         if self.chance is not None:
-            given = replace(FLOOR, centre=max(self.chance, LEAST_CHANCE), sd=GIVEN_SD)
+            given = replace(FLOOR, centre=max(self.chance, LEAST_CHANCE), sd=GIVEN_SD, given=True)
             object.__setattr__(self, "parameters", (given, *self.parameters[1:]))
 
     @abstractmethod
@@ -168,8 +169,6 @@ class ScoreLaw(Smooth):
         fit, finite = super().estimate(observations, options), observations.loss[~observations.diverged]
         score = self.measured(observations)[~observations.diverged]
         known = {item.name: getattr(fit, item.name) for item in fields(Fit)}
-        if self.chance is not None:
-            known["warnings"] = tuple(text for text in fit.warnings if not text.startswith("floor is set by its prior"))
         return ScoreFit(**{**known, "loss_seen": _span(finite), "score_seen": _span(score)})
 
     def _find_saturation(self, observations: Observations) -> tuple[Status, str] | None:

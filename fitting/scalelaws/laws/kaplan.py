@@ -11,13 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scalelaws.laws.base import FitOptions
-from scalelaws.laws.loss import keep_tuned
 from scalelaws.laws.smooth import SmoothLaw
 from scalelaws.laws.terms import refuse_path
 from scalelaws.nonlinear import Columns, Parameter
 from scalelaws.observations import FLOPS_PER_PARAM_TOKEN, FloatArray, Observations
-from scalelaws.results import Fit, Status
+from scalelaws.results import Status
 
 PUBLISHED_KAPLAN = (6.4e13, 1.8e13, 0.076, 0.103)
 """(N_c, D_c, alpha_N, alpha_D) of Kaplan et al. 2020, arXiv 2001.08361, table 2; N without embeddings."""
@@ -52,12 +50,6 @@ class Kaplan(SmoothLaw):
         p = np.exp(u - total)
         slopes = [p * alpha_n / n_c, (1 - p) * alpha_d / d_c, p * x, total - p * u]
         return alpha_d * total, np.stack(slopes, axis=-1)
-
-    def estimate(self, observations: Observations, options: FitOptions) -> Fit:
-        """Fits the tuned runs: of a cell's sweep only the best."""
-        if observations.diverged.all():
-            return super().estimate(observations, options)
-        return super().estimate(keep_tuned(observations), options)
 
     def refuse(self, observations: Observations) -> tuple[Status, str] | None:
         """Needs sizes and horizons that vary on their own."""

@@ -20,6 +20,7 @@ from scalelaws.laws.smooth import SmoothLaw
 from scalelaws.laws.terms import FLOOR, add_terms, coefficient, exponent, start_terms
 from scalelaws.nonlinear import Columns, Parameter
 from scalelaws.observations import FloatArray, Observations, count_levels
+from scalelaws.results import Status
 
 PUBLISHED_LEVERAGE = (1.23, -7.61e-2, -1.17e-1, 1.67e-2, 1.63e-2)
 """(a, d, beta, gamma, A_s) of Tian et al. 2025: A .8 to 100 %, G 2 to 16, C 3e17 to 3e20 FLOPs counted as M D."""
@@ -59,6 +60,13 @@ class EfficiencyLeverage(SmoothLaw):
         through = [ln_ratio * item for item in (np.ones_like(decades), decades, octaves, octaves**2)]
         through.append(power / (ratio + values[:, 7:8]))
         return ln_loss, np.concatenate([slopes, np.stack([by_scale * item for item in through], axis=-1)], axis=-1)
+
+    def refuse(self, observations: Observations) -> tuple[Status, str] | None:
+        """Beside the usual reasons: activation ratios that are no shares."""
+        largest = float(observations.column("activation_ratio").max())
+        if largest > DENSE:
+            return Status.NOT_IDENTIFIED, f"{self.name}: activation_ratio is a share, 1 for dense runs; got {largest:g}"
+        return super().refuse(observations)
 
     def starts(self, columns: Columns, measured: FloatArray) -> FloatArray:
         """The published leverage, with dense curves through the leveraged compute."""

@@ -81,7 +81,7 @@ class SumOfPowers(LossLaw):
         values = task.to_natural(point.minima.t)[0]
         status, message = self._judge(values, point.minima, task, converged)
         scatter = task.measure_scatter(point)
-        known = np.hypot(scatter, point.off)
+        known = np.hypot(scatter, point.scales[1] * point.off)
         drift, _ = estimate_drift(cells.compute, known, lambda train: self._backcast(cells, train, options))
         names, level = self.parameter_names, options.level
         parameters = {
@@ -208,19 +208,24 @@ _OTHER: Mapping[str, Variable] = {"power_law_params": "tokens", "power_law_token
 _LEVEL_NAMES: Mapping[str, str] = {"params": "sizes", "tokens": "horizons", "compute": "compute budgets"}
 
 
-def keep_tuned(observations: Observations) -> Observations:
+def keep_tuned(observations: Observations, apart: FloatArray | None = None) -> Observations:
     """The runs that a law of the loss may see: finite losses, and of a cell's sweep only the best run.
 
-    A cell is swept when its runs differ in learning rate or batch; repeats of the best setting are all kept.
+    A cell is swept when its runs differ in learning rate or batch; repeats of the best setting are all kept. Runs with
+    another number in `apart` (n,) are no sweep of each other: their distinct tokens differ, say, or their mixture.
     """
     finite = observations.select(~observations.diverged, "diverged (the loss is not finite)")
     keep = np.ones(len(finite), dtype=bool)
-    for rows in finite.cells():
+    for rows in finite.cells() if apart is None else _split_cells(finite, apart[~observations.diverged]):
         settings = _settings(finite, rows)
         if settings is not None and len(np.unique(settings, axis=0)) > 1:
             best = settings[np.argmin(finite.loss[rows])]
             keep[rows] = (settings == best).all(axis=1)
     return finite.select(keep, "not the best setting of a swept cell")
+
+
+def _split_cells(observations: Observations, apart: FloatArray) -> list[np.ndarray]:
+    return [rows[apart[rows] == number] for rows in observations.cells() for number in np.unique(apart[rows])]
 
 
 def _settings(observations: Observations, rows: np.ndarray) -> FloatArray | None:

@@ -10,6 +10,7 @@ t_j by themselves are not determined, the k_j are.
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ import numpy as np
 from scalelaws.laws.base import FitOptions
 from scalelaws.laws.smooth import SmoothLaw
 from scalelaws.nonlinear import Columns, Parameter
-from scalelaws.observations import MIXTURE_PREFIX, FloatArray, Observations
+from scalelaws.observations import MIXTURE_PREFIX, MIXTURE_SUM_TOLERANCE, FloatArray, Observations
 from scalelaws.results import Fit, Status, Target
 
 FLOOR_SHARE = 0.7
@@ -82,11 +83,16 @@ class MixtureLaw(SmoothLaw):
     def estimate(self, observations: Observations, options: FitOptions) -> Fit:
         """Fits the law for the domains of the runs."""
         bound = self.bind(observations.mixture, observations.loss)
+        missing = [name for name in bound.domains if name not in observations.mixture]
+        if missing:
+            told = f"{self.name} needs the shares of the domains: add a column mix/{missing[0]}"
+            return bound._unfitted(observations, options, (Status.NOT_IDENTIFIED, told), time.perf_counter())
         return super(MixtureLaw, bound).estimate(observations, options)
 
     def predict_loss(self, values: FloatArray, target: Target) -> FloatArray:
         """Loss of the target for each row of parameter values; the target names every domain, unused ones with 0."""
         bound = self.bind(target.mixture)
+        bound.check_shares(target.mixture)
         if target.mixture and values.shape[1] != len(bound.parameters):
             raise ValueError(
                 f"{self.name}: {values.shape[1]} parameters do not fit the {len(bound.domains)} domains of the "
@@ -94,11 +100,24 @@ class MixtureLaw(SmoothLaw):
             )
         return super(MixtureLaw, bound).predict_loss(values, target)
 
+    def check_shares(self, mixture: Mapping[str, float]) -> None:
+        """Raises ValueError for a target's shares that are no mixture."""
+        shares = np.array(list(mixture.values()))
+        if len(shares) and not (np.all(shares >= 0) and abs(shares.sum() - 1) <= MIXTURE_SUM_TOLERANCE):
+            raise ValueError(f"{self.name}: the shares of a target must be >= 0 and add up to 1; got {dict(mixture)}")
+
+    def require_domains(self, fit: Fit, target: Target) -> None:
+        """Raises ValueError where a fit of this law and a target name other domains: columns go by their order."""
+        names = self.bind(target.mixture).parameter_names
+        if target.mixture and names != tuple(fit.parameters):
+            wrong = sorted(set(names) ^ set(fit.parameters))
+            raise ValueError(
+                f"{self.name}: the target's mixture ({', '.join(sorted(target.mixture))}) has other domains than the "
+                f"fit; {', '.join(wrong[:4])} are not in both. Give every domain of the runs by its name, 0 if unused"
+            )
+
     def refuse(self, observations: Observations) -> tuple[Status, str] | None:
-        """Beside the usual reasons: no mixture, too few distinct ones, or runs of several sizes and horizons."""
-        missing = [name for name in self.domains if name not in observations.mixture]
-        if missing:
-            return Status.NOT_IDENTIFIED, f"{self.name} needs the shares of the domains: add a column mix/{missing[0]}"
+        """Beside the usual reasons: too few distinct mixtures, or runs of several sizes and horizons."""
         distinct = len(np.unique(np.round(self.read_shares(_prefix(observations.mixture)), 9), axis=0))
         if distinct < MIXTURES_NEEDED:
             return Status.TOO_FEW_POINTS, f"{self.name} needs >= {MIXTURES_NEEDED} distinct mixtures (have {distinct})"
@@ -260,6 +279,12 @@ class BiMix(MixtureLaw):
     def name_domains(self, mixture: Mapping[str, object]) -> tuple[str, ...]:
         """The one domain that the law reads."""
         return (self.domain,)
+
+    def check_shares(self, mixture: Mapping[str, float]) -> None:
+        """Raises ValueError where the own share of a target is none: the law says an infinite loss there."""
+        share = mixture.get(self.domain)
+        if share is not None and not 0 < share <= 1:
+            raise ValueError(f"bimix: the share of {self.domain} must be > 0 and at most 1; got {share}")
 
     def describe(self) -> tuple[Parameter, ...]:
         """a, B, b, C."""

@@ -52,13 +52,22 @@ class PowerScheduleLaw(TwoStageLaw):
     """
 
     name: str = "power_schedule"
+    """Another exponent of the batch is another law: its name says so, else a forecast would read it with p = 1."""
     batch_exponent: float = 1.0
     """p: 1 as published; 1/2 is Adam's square root (Malladi et al. 2022, arXiv 2205.10287)."""
-    formula: str = "peak_lr = schedule_coefficient * batch_tokens^p * D^schedule_exponent_tokens"
     scope: str = "sweeps of the learning rate in at least three cells, three horizons or more, under muP"
     source: str = "Shen et al. 2024, arXiv 2408.13359, equation 5; estimator: random-effects regression"
     settings: tuple[Setting, ...] = (Setting("schedule", "the rate over the batch's power", ("tokens",)),)
     shape: tuple[str, ...] = ("lr_curvature", "lr_skew")
+
+    def __post_init__(self) -> None:
+        """Writes the exponent of the batch into the formula, and into the name where it is not the published one."""
+        p = self.batch_exponent
+        object.__setattr__(
+            self, "formula", f"peak_lr = schedule_coefficient * batch_tokens^{p:g} * D^schedule_exponent_tokens"
+        )
+        if self.name == "power_schedule" and p != 1:
+            object.__setattr__(self, "name", "power_schedule_sqrt" if p == 0.5 else f"power_schedule_{p:g}")
 
     def find_cells(self, observations: Observations, options: FitOptions) -> tuple[CellOptimum, ...]:
         """As `lr_batch`; the batch must be recorded."""
@@ -95,6 +104,7 @@ class PowerScheduleLaw(TwoStageLaw):
 
     def make_schedule(self, fit: Fit, *, seq_len: int, max_lr: float) -> PowerSchedule:
         """The schedule with the fitted constants; `max_lr` bounds the rate where few tokens were seen."""
+        self.require_own(fit)
         value = {name: estimate.value for name, estimate in fit.parameters.items()}
         coefficient = value["schedule_coefficient"] * seq_len**self.batch_exponent
         return PowerSchedule(coefficient, value["schedule_exponent_tokens"], max_lr, self.batch_exponent)

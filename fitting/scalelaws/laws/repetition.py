@@ -16,12 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scalelaws.laws.base import FitOptions
 from scalelaws.laws.smooth import EXPECTED_NOISE_LOG, SmoothLaw
 from scalelaws.laws.terms import FLOOR, add_terms, coefficient, exponent, start_terms
 from scalelaws.nonlinear import RUNS_PER_PARAMETER, Columns, Noise, Parameter, Task, find_best
 from scalelaws.observations import FLOPS_PER_PARAM_TOKEN, BoolArray, FloatArray, Observations
-from scalelaws.results import Fit, Status
+from scalelaws.results import Status
 from scalelaws.weighting import expect_drift
 
 PUBLISHED_REPETITION = (
@@ -98,11 +97,11 @@ class Repetition(SmoothLaw):
         weights = 1 / (EXPECTED_NOISE_LOG**2 + misfit)
         return np.asarray(weights / weights.mean())
 
-    def estimate(self, observations: Observations, options: FitOptions) -> Fit:
-        """Fits the runs whose loss has not turned upwards; those left out are counted."""
-        turned = find_turned(observations)
-        usable = observations.select(~turned, "worse than a run with no more parameters, tokens and distinct tokens")
-        return super().estimate(usable, options)
+    def admit(self, observations: Observations) -> Observations:
+        """Tuned runs whose loss has not turned upwards; those left out are counted."""
+        tuned = super().admit(observations)
+        turned = find_turned(tuned)
+        return tuned.select(~turned, "worse than a run with no more parameters, tokens and distinct tokens")
 
     def refuse(self, observations: Observations) -> tuple[Status, str] | None:
         """Needs runs on fresh and on repeated data."""
@@ -219,6 +218,7 @@ def fit_in_stages(observations: Observations) -> FloatArray:
     The base from runs within one pass, with alpha = beta; then R_D and R_N from all runs; Huber's delta 1e-3 in both
     (Muennighoff et al. 2023, appendix A). No intervals: the second stage knows nothing of the first one's errors.
     """
+    observations = observations.select(~observations.diverged, "diverged (the loss is not finite)")
     columns = {name: observations.column(name) for name in Repetition().needs}
     fresh = columns["tokens"] <= ONE_PASS * columns["unique_tokens"]
     noise, ln_loss = Noise(EXPECTED_NOISE_LOG, PUBLISHED_DELTA), np.log(observations.loss)

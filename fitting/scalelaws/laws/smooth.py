@@ -8,12 +8,14 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from scalelaws.drift import estimate_drift
 from scalelaws.laws.base import FitOptions, Law, LossLaw
-from scalelaws.nonlinear import Columns, Noise, Parameter, Solution, Task, find_best, solve
+from scalelaws.laws.loss import keep_tuned
+from scalelaws.nonlinear import Columns, Noise, Parameter, Solution, Task, find_best, name_undecided, solve
 from scalelaws.observations import BoolArray, FloatArray, ObservationError, Observations, count_levels
 from scalelaws.results import Estimate, Evidence, Fit, Status, Target
 
@@ -86,12 +88,16 @@ class Smooth(Law[Observations]):
             return Status.TOO_FEW_POINTS, f"{self.name} needs >= {needed} runs (have {len(observations)})"
         return None
 
+    def admit(self, observations: Observations) -> Observations:
+        """The runs that are fitted, of which one at least is finite; what is left out is recorded."""
+        return observations.select(~observations.diverged, "diverged (the loss is not finite)")
+
     def estimate(self, observations: Observations, options: FitOptions) -> Fit:
-        """Fits the runs with a finite loss; raises ObservationError where a column is missing."""
+        """Fits the runs that `admit` lets in; raises ObservationError where a column is missing or not positive."""
         started = time.perf_counter()
         if observations.diverged.all():
             return self._unfitted(observations, options, (Status.TOO_FEW_POINTS, "every run diverged"), started)
-        runs = observations.select(~observations.diverged, "diverged (the loss is not finite)")
+        runs = self.admit(observations)
         problem = self.refuse(runs)
         if problem is not None:
             return self._unfitted(runs, options, problem, started)
@@ -114,6 +120,12 @@ class Smooth(Law[Observations]):
 
     def _read(self, observations: Observations) -> dict[str, FloatArray]:
         columns = {name: observations.column(name) for name in self.needs if name != "mixture"}
+        for name, values in columns.items():
+            if (values <= 0).any():
+                row = int(np.argmax(values <= 0))
+                raise ObservationError(
+                    f"{self.name} needs {name} above 0; row {row} has {values[row]:g}. Mend the column"
+                )
         if "mixture" in self.needs:
             if not observations.mixture:
                 raise ObservationError(f"{self.name} needs the shares of the mixture; add columns mix/DOMAIN")
@@ -137,8 +149,7 @@ class Smooth(Law[Observations]):
         status, message = self._judge(solution)
         evidence = Evidence.of(runs, runs.excluded)
         drift = self.estimate_drift(runs, solution.noise, options)
-        undecided = [item.name for item in solution.undecided(self.parameters) if not item.needed]
-        warnings = tuple(f"{name} is set by its prior: these runs do not determine it" for name in undecided)
+        warnings = name_undecided(solution.undecided(self.parameters), "runs")
         parameters = {
             item.name: Estimate.from_draws(column, options.level, value=float(value), unit=item.unit)
             for item, column, value in zip(self.parameters, solution.draws.T, solution.values, strict=True)
@@ -188,6 +199,14 @@ class Smooth(Law[Observations]):
 @dataclass(frozen=True, kw_only=True)
 class SmoothLaw(Smooth, LossLaw):
     """ln loss as a smooth function of a few columns, with priors that are weak and stated."""
+
+    tuned: ClassVar[bool] = True
+    """Whether the law is of tuned runs: of runs that agree in all that it reads and differ in learning rate or batch,
+    only the best are fitted. Not for the points of training curves, of which each would come from another run."""
+
+    def admit(self, observations: Observations) -> Observations:
+        """The finite runs, and where the law is of tuned runs, of a sweep only the best."""
+        return keep_tuned(observations, Smooth.group(self, observations)) if self.tuned else super().admit(observations)
 
     def predict_loss(self, values: FloatArray, target: Target) -> FloatArray:
         """Loss of the target for each row of parameter values (draws, parameters)."""

@@ -12,6 +12,7 @@ and 6.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,6 +35,7 @@ class Trajectory(SmoothLaw):
     assumptions: every constant depends on data, tokenizer and context.
     """
 
+    tuned: ClassVar[bool] = False
     name: str = "trajectory"
     formula: str = "L = (N_c / N)^alpha_N + (S_c (1 + B_star L^(-1 / alpha_B) / B) / S)^alpha_S"
     scope: str = "points after the warm-up of runs at a constant, well-tuned learning rate; one data set, one context"

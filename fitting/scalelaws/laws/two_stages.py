@@ -138,8 +138,14 @@ class TwoStageLaw(SettingsLaw):
         )  # fmt: skip
 
     def read_draws(self, fit: Fit) -> dict[str, FloatArray]:
-        """The draws by the parameters' names."""
+        """The draws by the parameters' names; ValueError for a fit of another law."""
+        self.require_own(fit)
         return dict(zip(self.parameter_names, fit.draws.T, strict=True))
+
+    def require_own(self, fit: Fit) -> None:
+        """Raises ValueError for a fit of another law, whose numbers mean other things."""
+        if fit.law != self.name:
+            raise ValueError(f"{self.name} cannot read a fit of {fit.law}; use the law that was fitted")
 
     def draw_optima(self, fit: Fit, target: Target, rng: np.random.Generator) -> list[FloatArray]:
         """Draws of the logarithm of every setting's optimum in a new cell at the target; NaN where none was fitted."""

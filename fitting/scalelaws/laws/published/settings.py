@@ -10,6 +10,7 @@ import numpy as np
 
 from scalelaws.laws.power_schedule import PUBLISHED_SCHEDULE
 from scalelaws.laws.published.base import PublishedSettings
+from scalelaws.laws.weight_decay import find_timescale
 from scalelaws.results import Target
 
 SEQUENCE = 2048
@@ -152,7 +153,7 @@ POWER_LINES = PublishedSettings(
     verified=False,
     caveat="the critical batch is linear to an overhead, not an optimum; weight decay follows the batch up to it only",
     optional=("peak_lr",),
-    batch_tokens=lambda target: SEQUENCE * 0.0306 * target.tokens**0.383,
+    batch_tokens=lambda target: _find_power_lines_batch(target),
     critical_batch_tokens=lambda target: SEQUENCE * 0.0471 * target.tokens**0.462,
     weight_decay=lambda target: _decay_by_timescale(target),
 )
@@ -180,10 +181,15 @@ def _count_sequences(target: Target) -> float:
     return target.covariates["batch_tokens"] / target.seq_len
 
 
+def _find_power_lines_batch(target: Target) -> float:
+    """The law's optimum, in tokens."""
+    return float(SEQUENCE * 0.0306 * target.tokens**0.383)
+
+
 def _decay_by_timescale(target: Target) -> float:
     """lambda = B / (eta tau D); B is the target's own batch where it gives one, else the law's optimum."""
-    batch = target.covariates.get("batch_tokens", SEQUENCE * 0.0306 * target.tokens**0.383)
-    timescale = 1.084 * (target.tokens / target.params_non_embedding) ** -0.527
+    batch = target.covariates.get("batch_tokens", _find_power_lines_batch(target))
+    timescale = find_timescale(target.tokens / target.params_non_embedding)
     return float(batch / (target.covariates["peak_lr"] * timescale * target.tokens))
 
 
