@@ -19,9 +19,9 @@ import pandas as pd
 import scalelaws
 from benchmarks.fitting.datasets import read_runs
 from scalelaws import FitError, Observations
-from scalelaws.counting import Shape, compare_countings, tabulate_countings
-from scalelaws.isoflops import WINDOW_LOG, Method, find_isoflop_optima
-from scalelaws.size_laws import SizeLaw, combine_size_laws, derive_size_law, fit_size_law
+from scalelaws.splits.counting import Shape, compare_countings, tabulate_countings
+from scalelaws.splits.isoflops import WINDOW_LOG, Method, find_isoflop_optima
+from scalelaws.splits.size_laws import SizeLaw, combine_size_laws, derive_size_law, fit_size_law
 
 FACTORS = (4, 10, 30)
 GADRE_VOCABULARY = 50432

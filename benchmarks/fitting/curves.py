@@ -22,11 +22,11 @@ import numpy as np
 import scalelaws
 from benchmarks.fitting.datasets import read_runs
 from scalelaws import Fit
-from scalelaws.curve_forecasting import predict_final
-from scalelaws.curves import Curve, Curves
+from scalelaws.curves.forecasts import predict_final
+from scalelaws.curves.records import Curve, Curves
+from scalelaws.curves.scheduling import optimise_schedule
 from scalelaws.laws.curve import Annealing, CurveLaw, MultiPower
 from scalelaws.observations import FloatArray
-from scalelaws.scheduling import optimise_schedule
 
 SIZES = (25, 100)
 TRAIN = ("cosine_24000", "constant_24000", "wsdcon_9")

@@ -26,12 +26,13 @@ import numpy as np
 import scalelaws
 from benchmarks.fitting.datasets import read_runs
 from benchmarks.fitting.learning_rates import find_cells
-from scalelaws import FitOptions, Observations, Target, prospects
-from scalelaws.candidates import Candidates
+from scalelaws import FitOptions, Observations, Target
 from scalelaws.design import DRIFT, choose_runs, start_design
+from scalelaws.designs import prospects
+from scalelaws.designs.candidates import Candidates
+from scalelaws.designs.starts import StartPrior, start_surface
 from scalelaws.laws.surface import ResponseSurface, SurfaceFit
-from scalelaws.recommendation import recommend
-from scalelaws.starts import StartPrior, start_surface
+from scalelaws.sweeps.recommendation import recommend
 
 SEEDS, START, STEP, MOST = 8, 16, 8, 48
 COUNTS = tuple(range(START, MOST + 1, STEP))

@@ -17,8 +17,8 @@ import pandas as pd
 import scalelaws
 from benchmarks.fitting.datasets import read_runs
 from scalelaws import Observations, Target
-from scalelaws.difficulty import ItemScores, forecast_by_difficulty
-from scalelaws.scores import predict_score
+from scalelaws.downstream.difficulty import ItemScores, forecast_by_difficulty
+from scalelaws.downstream.scores import predict_score
 
 FACTORS = (4, 10, 30)
 DRAWS = 400

@@ -21,8 +21,8 @@ import scalelaws
 from benchmarks.fitting.datasets import read_runs
 from scalelaws import Observations, Target
 from scalelaws.laws.surface import ResponseSurface, SurfaceFit
-from scalelaws.surface_fits import fit_surface
-from scalelaws.surfaces import Layout, SurfaceRuns
+from scalelaws.sweeps.surface_fits import fit_surface
+from scalelaws.sweeps.surfaces import Layout, SurfaceRuns
 
 Array = np.ndarray
 SAME_LEVEL = 0.02

@@ -17,7 +17,8 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.fitting.loss_sets import find_optimal_sizes, read_sets
-from scalelaws import Fit, Observations, Status, Target, fit, forecast, get_law, powerfits, weighting
+from scalelaws import Fit, Observations, Status, Target, fit, forecast, get_law
+from scalelaws.engines import powerfits, weighting
 
 REACHES = (4, 10, 30)
 LEVEL = 0.9

@@ -13,7 +13,7 @@ import pandas as pd
 
 from benchmarks.fitting.datasets import read_runs
 from scalelaws import Observations
-from scalelaws.weighting import find_excess
+from scalelaws.engines.weighting import find_excess
 
 MARIN = {1e18: 3.522, 3e18: 3.339, 1e19: 3.154, 3e19: 3.000, 1e20: 2.848, 3e20: 2.725}
 """Loss at compute-optimal budgets (marin-community/marin, issue 4447); N and D follow at 20 tokens per parameter."""

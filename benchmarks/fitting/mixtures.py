@@ -19,11 +19,11 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from benchmarks.fitting.datasets import read_runs
+from scalelaws.engines.nonlinear import Noise, Task, find_best
 from scalelaws.laws.joint_mixture import AdditiveMixture, JointMixture
 from scalelaws.laws.mixture import DiminishingMixture, LogLinearMixture, MixtureLaw
 from scalelaws.laws.nested_mixture import NestedMixture
-from scalelaws.mixture_process import fit_process
-from scalelaws.nonlinear import Noise, Task, find_best
+from scalelaws.mixtures.process import fit_process
 
 SUBSETS = 10
 """Random subsets of 64 proxies."""

@@ -18,9 +18,9 @@ import numpy as np
 
 from benchmarks.fitting.datasets import read_runs
 from scalelaws import Observations
+from scalelaws.engines.nonlinear import Task, find_best
 from scalelaws.laws import FitOptions
 from scalelaws.laws.repetition import PUBLISHED_REPETITION, Repetition, find_turned, fit_in_stages
-from scalelaws.nonlinear import Task, find_best
 from scalelaws.observations import FloatArray
 
 FEWEST_HELD_OUT = 3

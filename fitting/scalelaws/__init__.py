@@ -3,25 +3,26 @@
     fitted = scalelaws.fit("response_surface", scalelaws.Observations.from_frame(frame))
     print(scalelaws.forecast(fitted, scalelaws.Target(7e9, 1.4e12)).to_dict())
 
-Needs numpy only to import; figures live in `scalelaws.figures` and its neighbours.
+Needs numpy only to import; figures live in `scalelaws.figures`.
 """
 
 from scalelaws.allocation import allocate
-from scalelaws.approaches import Approaches, compare_approaches
 from scalelaws.averaging import Average, average_laws
 from scalelaws.backtesting import Backtest, backtest
-from scalelaws.candidates import Candidates, Design
 from scalelaws.conventions import ConventionError, check_same_conventions
-from scalelaws.counting import Shape, compare_countings, recount
 from scalelaws.critical_batch import Tradeoff, fit_tradeoff
 from scalelaws.crossover import compare_laws
-from scalelaws.curve_forecasting import CurveForecast, predict_curve, predict_final
-from scalelaws.curves import Curve, Curves
+from scalelaws.curves.forecasts import CurveForecast, predict_curve, predict_final
+from scalelaws.curves.records import Curve, Curves
+from scalelaws.curves.schedules import Schedule
+from scalelaws.curves.scheduling import Advice, optimise_schedule
 from scalelaws.design import choose_runs, start_design
-from scalelaws.difficulty import ItemForecast, ItemScores, forecast_by_difficulty
+from scalelaws.designs.candidates import Candidates, Design
+from scalelaws.downstream.difficulty import ItemForecast, ItemScores, forecast_by_difficulty
+from scalelaws.downstream.scores import ScoreForecast, predict_score
+from scalelaws.engines.likelihood import Profile, Quantity
 from scalelaws.estimation import fit
 from scalelaws.forecasting import forecast
-from scalelaws.isoflops import Isoflops, find_isoflop_optima
 from scalelaws.laws import (
     LAWS,
     PUBLISHED,
@@ -39,16 +40,15 @@ from scalelaws.laws import (
     get_published,
     list_laws,
 )
-from scalelaws.likelihood import Profile, Quantity
-from scalelaws.mixing import DomainFits, fit_domains, read_domains, read_olmix
+from scalelaws.mixtures.domains import DomainFits, fit_domains, read_domains, read_olmix
+from scalelaws.mixtures.optimum import BestMixture, find_best_mixture
 from scalelaws.observations import Exclusion, ObservationError, Observations
 from scalelaws.optima import Optimum, find_basin_optimum, find_surface_optimum
-from scalelaws.optimal_mixture import BestMixture, find_best_mixture
 from scalelaws.profiles import optimal_size, profile
 from scalelaws.results import Allocation, Estimate, Evidence, Fit, FitError, Forecast, Status, Target
-from scalelaws.schedules import Schedule
-from scalelaws.scheduling import Advice, optimise_schedule
-from scalelaws.scores import ScoreForecast, predict_score
+from scalelaws.splits.approaches import Approaches, compare_approaches
+from scalelaws.splits.counting import Shape, compare_countings, recount
+from scalelaws.splits.isoflops import Isoflops, find_isoflop_optima
 from scalelaws.transfer import Drift, compare_drifts, measure_drift, measure_observed_drift
 
 __all__ = [

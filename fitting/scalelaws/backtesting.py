@@ -14,14 +14,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from scalelaws.engines.repeats import average_repeats
 from scalelaws.estimation import fit
 from scalelaws.forecasting import forecast
 from scalelaws.laws import Law, LossLaw, SettingsLaw, find_cell_optima, get_law
 from scalelaws.laws.loss import keep_tuned
 from scalelaws.observations import Observations
-from scalelaws.repeats import average_repeats
 from scalelaws.results import Estimate, Fit, Forecast, Target
-from scalelaws.sweeps import measure_regret
+from scalelaws.sweeps.regrets import measure_regret
 
 HeldOut = Literal["loss", "settings"]
 FRACTIONS = (4.0, 10.0, 30.0)

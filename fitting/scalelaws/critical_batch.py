@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scalelaws.nonlinear import PRIOR_DOF, Columns, Noise, Parameter, Solution, solve
+from scalelaws.engines.nonlinear import PRIOR_DOF, Columns, Noise, Parameter, Solution, solve
 from scalelaws.observations import FloatArray, ObservationError, count_levels
 from scalelaws.results import Estimate, Status
 

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from scalelaws.brackets import find_brackets
-from scalelaws.candidates import Candidates, Design
-from scalelaws.first_runs import choose_first
+from scalelaws.designs.brackets import find_brackets
+from scalelaws.designs.candidates import Candidates, Design
+from scalelaws.designs.first_runs import choose_first
+from scalelaws.designs.prospects import SCENARIOS, look_ahead
+from scalelaws.designs.selection import Limits, choose_greedily, describe_design
+from scalelaws.designs.starts import StartPrior, start_surface
 from scalelaws.laws.base import FitOptions
 from scalelaws.laws.surface import ResponseSurface, SurfaceFit
 from scalelaws.observations import Observations
-from scalelaws.prospects import SCENARIOS, look_ahead
 from scalelaws.results import FitError, Target
-from scalelaws.selection import Limits, choose_greedily, describe_design
-from scalelaws.starts import StartPrior, start_surface
-from scalelaws.surfaces import Surface
+from scalelaws.sweeps.surfaces import Surface
 
 DRIFT = 0.05
 """Assumption: the optimum leaves its law by 5 % per root e-fold of N and of D away from the target; refits of the

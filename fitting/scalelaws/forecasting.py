@@ -22,8 +22,8 @@ from scalelaws.laws import (
 from scalelaws.laws.critical_batch_law import CriticalBatchLaw
 from scalelaws.observations import FloatArray
 from scalelaws.published_forecasts import forecast_published
-from scalelaws.recommendation import estimate_decay, estimate_regret, recommend, warn_shade
 from scalelaws.results import Estimate, Evidence, Fit, FitError, Forecast, Target
+from scalelaws.sweeps.recommendation import estimate_decay, estimate_regret, recommend, warn_shade
 
 FAR = 10.0
 """Beyond ten times the largest run a forecast carries a warning."""

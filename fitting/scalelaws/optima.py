@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scalelaws.basins import (
+from scalelaws.observations import BoolArray, FloatArray
+from scalelaws.results import Estimate, Status
+from scalelaws.sweeps.basins import (
     OVERHANG,
     SKEW_GRID,
     Basin,
@@ -17,9 +19,7 @@ from scalelaws.basins import (
     integrate,
     weigh,
 )
-from scalelaws.observations import BoolArray, FloatArray
-from scalelaws.results import Estimate, Status
-from scalelaws.surfaces import vary
+from scalelaws.sweeps.surfaces import vary
 
 EXCESS_KEPT = 0.05
 """Runs more than 5 % above the lowest in ln loss are left out: on published runs that is where training breaks."""

@@ -10,17 +10,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from scalelaws.engines.likelihood import Profile, Quantity, robust_scale, trace_profile
+from scalelaws.engines.nonlinear import PRIOR_DOF, Columns, Noise, Parameter, Task, fit_noise, to_coordinates
+from scalelaws.engines.powerfits import PLAIN, PRIOR_EXPONENT, PRIOR_EXPONENT_SD
+from scalelaws.engines.repeats import average_repeats
+from scalelaws.engines.weighting import trim
 from scalelaws.laws import FitOptions, Law, MixtureLaw, SumOfPowers, get_law
 from scalelaws.laws.base import LossLaw
 from scalelaws.laws.loss import keep_tuned
 from scalelaws.laws.smooth import Smooth
-from scalelaws.likelihood import Profile, Quantity, robust_scale, trace_profile
-from scalelaws.nonlinear import PRIOR_DOF, Columns, Noise, Parameter, Task, fit_noise, to_coordinates
 from scalelaws.observations import FloatArray, Observations
-from scalelaws.powerfits import PLAIN, PRIOR_EXPONENT, PRIOR_EXPONENT_SD
-from scalelaws.repeats import average_repeats
 from scalelaws.results import Fit, FitError, Target
-from scalelaws.weighting import trim
 
 FLAT_PRIOR_SD = 1e6
 """Standard deviation of a prior that says nothing, in fitting coordinates."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scalelaws.hierarchy import regress
+from scalelaws.engines.hierarchy import regress
 from scalelaws.observations import FloatArray, Observations, count_levels
 from scalelaws.optima import Optimum, find_basin_optimum
 from scalelaws.results import Estimate, Status

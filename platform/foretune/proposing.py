@@ -18,8 +18,8 @@ from foretune.resolution import resolve_corpus
 from foretune.sections import PointSection, ScaleSection
 from foretune.study import Study
 from scalelaws import ObservationError, Observations, Target
-from scalelaws.candidates import Candidates, Design
 from scalelaws.design import choose_runs, start_design
+from scalelaws.designs.candidates import Candidates, Design
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from planting import Planted
-from scalelaws.curves import Curve, Curves
+from scalelaws.curves.records import Curve, Curves
+from scalelaws.curves.schedules import Schedule
 from scalelaws.laws.curve import Annealing, CurveLaw, MultiPower
-from scalelaws.schedules import Schedule
 
 WARMUP = 500.0
 SCHEDULES: Mapping[str, Schedule] = {

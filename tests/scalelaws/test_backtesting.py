@@ -9,7 +9,7 @@ from scalelaws import Estimate, Observations, Target
 from scalelaws.averaging import average_laws, stack_weights
 from scalelaws.backtesting import Backtest, HeldOutCell, backtest
 from scalelaws.crossover import compare_laws
-from scalelaws.sweeps import measure_regret
+from scalelaws.sweeps.regrets import measure_regret
 
 OPTIONS = {"bootstrap": 60}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scalelaws import Observations, get_published
-from scalelaws.counting import Shape, compare_countings, recount, recount_runs, tabulate_countings
+from scalelaws.splits.counting import Shape, compare_countings, recount, recount_runs, tabulate_countings
 
 BESIROGLU = get_published("besiroglu").constants
 PEARCE = Shape(65536, aspect=12 * (47491 / 65536) ** 3)

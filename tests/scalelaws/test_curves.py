@@ -7,16 +7,16 @@ import pytest
 import scalelaws
 from planting.curves import ANNEALING, MULTI_POWER, PLANTED, SCHEDULES
 from planting.curves import WARMUP as WARM
-from scalelaws.curve_figures import draw_advice, draw_curves
-from scalelaws.curve_forecasting import predict_curve, predict_final
-from scalelaws.curves import Curve, Curves
+from scalelaws.curves.forecasts import predict_curve, predict_final
+from scalelaws.curves.records import Curve, Curves
+from scalelaws.curves.schedules import Schedule, find_drops
+from scalelaws.curves.scheduling import Problem, optimise_schedule
+from scalelaws.figures.curves import draw_advice, draw_curves
 from scalelaws.laws.curve import Annealing, MultiPower
 from scalelaws.laws.curve_columns import Units, read_columns
 from scalelaws.laws.curve_fit import MOST_POINTS, measure_tau
 from scalelaws.observations import ObservationError
 from scalelaws.results import Status
-from scalelaws.schedules import Schedule, find_drops
-from scalelaws.scheduling import Problem, optimise_schedule
 
 LAWS = {"annealing": (Annealing(), ANNEALING), "multi_power": (MultiPower(), MULTI_POWER)}
 TRAIN = ("cosine_24000", "constant_24000", "wsdcon_9")

@@ -10,13 +10,13 @@ from scipy.optimize import minimize
 
 from planting.basics import BATCH, BATCH_D, LR, LR_D, LR_N, plant_settings
 from scalelaws import FitError, FitOptions, Observations, Target, get_published
-from scalelaws.brackets import find_brackets
-from scalelaws.candidates import Candidates
 from scalelaws.design import choose_runs, start_design
+from scalelaws.designs.brackets import find_brackets
+from scalelaws.designs.candidates import Candidates
+from scalelaws.designs.prospects import Prospects, aim_at, look_ahead, walk_away
+from scalelaws.designs.starts import StartPrior, start_surface
 from scalelaws.laws.surface import ResponseSurface, SurfaceFit
-from scalelaws.prospects import Prospects, aim_at, look_ahead, walk_away
-from scalelaws.starts import StartPrior, start_surface
-from scalelaws.surfaces import Surface
+from scalelaws.sweeps.surfaces import Surface
 
 TARGET = Target(2e9, 5e10)
 OPTIONS = FitOptions(bootstrap=100)

@@ -9,10 +9,10 @@ import pytest
 import scalelaws
 from planting.downstream import PLANTED, SIGMOID, give, grid, plant_sigmoid, sigmoid_score, squash, task_loss
 from scalelaws import FitError, ObservationError, Observations, Status, Target
-from scalelaws.difficulty import ItemScores, cluster_items, fit_score_map, forecast_by_difficulty
+from scalelaws.downstream.difficulty import ItemScores, cluster_items, fit_score_map, forecast_by_difficulty
+from scalelaws.downstream.scores import predict_score
 from scalelaws.laws.base import FitOptions
 from scalelaws.laws.downstream import ScoreFit, ScoreSigmoid, score_compute, score_single_step
-from scalelaws.scores import predict_score
 
 LAWS = {law.name: law for law in (ScoreSigmoid(), score_single_step(), score_compute())}
 
@@ -160,7 +160,7 @@ def test_two_steps_reach_the_planted_score():
 
 def test_both_steps_widen_the_interval():
     runs, loss = two_steps()
-    fit, target = scalelaws.fit("score_sigmoid", runs, bootstrap=200), Target(1e10, 2e11)
+    fit, target = scalelaws.fit("score_sigmoid", runs, bootstrap=200), Target(1e13, 2e14)
 
     def width(score_fit, loss_fit):
         score = predict_score(score_fit, target, loss_fit=loss_fit).score
@@ -306,7 +306,7 @@ def test_items_that_show_no_curve_are_refused_and_counted():
 
 
 def test_the_figure_shows_runs_band_and_forecasts():
-    from scalelaws.downstream_figures import draw_score
+    from scalelaws.figures.downstream import draw_score
 
     runs, loss = two_steps(largest=1e8)
     fit = scalelaws.fit("score_sigmoid", runs, bootstrap=50)

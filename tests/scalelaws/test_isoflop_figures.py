@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from scalelaws import Observations
-from scalelaws.approaches import compare_approaches
-from scalelaws.isoflop_figures import draw_isoflops, draw_profile, draw_sizes
+from scalelaws.figures.isoflops import draw_isoflops, draw_profile, draw_sizes
 from scalelaws.profiles import profile
+from scalelaws.splits.approaches import compare_approaches
 
 
 @pytest.fixture(scope="module")

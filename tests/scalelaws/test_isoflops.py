@@ -8,11 +8,11 @@ import pytest
 
 import scalelaws
 from scalelaws import Observations, Status
-from scalelaws.approaches import _say_parting, compare_approaches
-from scalelaws.envelopes import trace_envelope
-from scalelaws.isoflop_shape import Valleys
-from scalelaws.isoflops import find_isoflop_optima, group_budgets
-from scalelaws.size_laws import SizeLaw, combine_size_laws, derive_size_law, fit_size_law
+from scalelaws.splits.approaches import _say_parting, compare_approaches
+from scalelaws.splits.envelopes import trace_envelope
+from scalelaws.splits.isoflop_shape import Valleys
+from scalelaws.splits.isoflops import find_isoflop_optima, group_budgets
+from scalelaws.splits.size_laws import SizeLaw, combine_size_laws, derive_size_law, fit_size_law
 
 SKEWED = (1.7, 3000.0, 90.0, 0.5, 0.2)
 """(E, A, B, alpha, beta) with exponents as unequal as any published ones: its isoFLOP curves are no parabolas."""
@@ -221,7 +221,7 @@ def test_an_envelope_of_few_curves_gives_no_interval(monkeypatch):
     """Six curves hold a line in some four of five resamples, fewer than are asked for here."""
     curves = plant_curves((1.8, 480.0, 2085.0, 0.348, 0.366), np.geomspace(2e7, 2e9, 6), 3e10)
     assert 50 < len(trace_envelope(curves, draws=100)[0].draws) < 90
-    monkeypatch.setattr("scalelaws.envelopes.FEWEST_HELD", 0.95)
+    monkeypatch.setattr("scalelaws.splits.envelopes.FEWEST_HELD", 0.95)
     with pytest.raises(ValueError, match="of the resamples hold a line"):
         trace_envelope(curves, draws=100)
 

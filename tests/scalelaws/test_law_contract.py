@@ -8,12 +8,12 @@ import pytest
 import scalelaws
 from planting import list_planted
 from scalelaws import LAWS, PUBLISHED, Observations, get_law, list_laws
+from scalelaws.downstream.scores import predict_score
+from scalelaws.engines.nonlinear import to_coordinates, to_values
 from scalelaws.laws import LossLaw
 from scalelaws.laws.downstream import ScoreLaw
 from scalelaws.laws.mixture import MixtureLaw
 from scalelaws.laws.smooth import Smooth
-from scalelaws.nonlinear import to_coordinates, to_values
-from scalelaws.scores import predict_score
 
 PLANTED = list_planted()
 NAMES = [law.name for law in LAWS]

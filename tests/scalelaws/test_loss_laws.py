@@ -5,9 +5,9 @@ import pytest
 
 import scalelaws
 from scalelaws import FitError, Observations, PowerLaw, Status
+from scalelaws.engines.repeats import average_repeats
 from scalelaws.laws.loss import keep_tuned
 from scalelaws.optima import RUN_NOISE_DOF, RUN_NOISE_LOG
-from scalelaws.repeats import average_repeats
 
 
 def ladder(sizes=4, noise=0.0, seed=0, exponent=0.3, step=4.0):

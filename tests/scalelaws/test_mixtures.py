@@ -16,9 +16,9 @@ from scalelaws import FitError, ObservationError, Observations, Status, Target
 from scalelaws.laws.joint_mixture import AdditiveMixture, JointMixture
 from scalelaws.laws.mixture import BiMix, DiminishingMixture, LogLinearMixture
 from scalelaws.laws.nested_mixture import NestedMixture
-from scalelaws.mixing import fit_domains, read_domains, read_olmix, stack_shares
-from scalelaws.mixture_process import FEWEST_MIXTURES, fit_process
-from scalelaws.optimal_mixture import find_best_mixture, measure_distance
+from scalelaws.mixtures.domains import fit_domains, read_domains, read_olmix, stack_shares
+from scalelaws.mixtures.optimum import find_best_mixture, measure_distance
+from scalelaws.mixtures.process import FEWEST_MIXTURES, fit_process
 from scalelaws.profiles import profile
 
 LAWS = (LogLinearMixture(), DiminishingMixture(), BiMix(), NestedMixture(), AdditiveMixture(), JointMixture())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from scalelaws.nonlinear import Noise, Parameter, Task, find_best, minimise, solve
+from scalelaws.engines.nonlinear import Noise, Parameter, Task, find_best, minimise, solve
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize as scipy_minimize
 
-from scalelaws.powers import Objective, Problems, differentiate, evaluate, minimise, predict_log, project_starts
+from scalelaws.engines.powers import Objective, Problems, differentiate, evaluate, minimise, predict_log, project_starts
 
 RNG = np.random.default_rng(3)
 U = RNG.normal(size=(40, 2))

@@ -9,10 +9,10 @@ from scipy.stats import t as student
 
 import scalelaws
 from scalelaws import FitError, Observations, Target
+from scalelaws.engines.likelihood import Quantity, differentiate, trace_profile
+from scalelaws.engines.nonlinear import Noise, Parameter, Task
 from scalelaws.laws import FitOptions
 from scalelaws.laws.kaplan import Kaplan
-from scalelaws.likelihood import Quantity, differentiate, trace_profile
-from scalelaws.nonlinear import Noise, Parameter, Task
 from scalelaws.profiles import optimal_size, profile
 
 

@@ -6,12 +6,12 @@ from scipy.optimize import minimize
 
 import scalelaws
 from scalelaws import FitError, Observations, Status, Target
-from scalelaws.basins import bend
 from scalelaws.laws.base import SettingsDraws
 from scalelaws.laws.surface import ResponseSurface
-from scalelaws.recommendation import find_middle, measure_excess, recommend, shade_settings
-from scalelaws.surface_fits import fit_surface, refit
-from scalelaws.surfaces import Layout, SurfaceRuns, bend_by_skew, respond, vary
+from scalelaws.sweeps.basins import bend
+from scalelaws.sweeps.recommendation import find_middle, measure_excess, recommend, shade_settings
+from scalelaws.sweeps.surface_fits import fit_surface, refit
+from scalelaws.sweeps.surfaces import Layout, SurfaceRuns, bend_by_skew, respond, vary
 
 LAW = ResponseSurface()
 

@@ -3,8 +3,8 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from scalelaws import Observations
+from scalelaws.engines.weighting import excess_on_surface, expect_drift, find_excess, off_level, trim, weigh_compute
 from scalelaws.intervals import infer_noise
-from scalelaws.weighting import excess_on_surface, expect_drift, find_excess, off_level, trim, weigh_compute
 
 
 def profiles():

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from scalelaws.engines.nonlinear import Columns, Noise, Parameter, Task, find_best
 from scalelaws.laws.base import FitOptions
 from scalelaws.laws.loss import Variable
 from scalelaws.laws.smooth import EXPECTED_NOISE_LOG, SmoothLaw
 from scalelaws.laws.terms import FLOOR, add_terms, exponent, start_terms
-from scalelaws.nonlinear import Columns, Noise, Parameter, Task, find_best
 from scalelaws.observations import FloatArray, Observations, count_levels
 from scalelaws.results import Fit, Status
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from scalelaws.critical_batch import Tradeoff, fit_tradeoff
+from scalelaws.engines.nonlinear import Columns, Noise, Parameter, Task, find_best
 from scalelaws.laws.base import FitOptions, Law
 from scalelaws.laws.two_stages import Setting, estimate_parameters, regress_setting
-from scalelaws.nonlinear import Columns, Noise, Parameter, Task, find_best
 from scalelaws.observations import FloatArray, Observations
 from scalelaws.results import ON_PATH_TOLERANCE, Estimate, Evidence, Fit, Status, Target
 

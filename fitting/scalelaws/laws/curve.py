@@ -20,14 +20,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from scalelaws.curves import Curves
+from scalelaws.curves.records import Curves
+from scalelaws.curves.schedules import Schedule
+from scalelaws.engines.nonlinear import Columns, Parameter
 from scalelaws.laws.base import FitOptions, Law
 from scalelaws.laws.curve_columns import Units, add_up, read_columns
 from scalelaws.laws.curve_fit import CurveEvidence, estimate_curve
-from scalelaws.nonlinear import Columns, Parameter
 from scalelaws.observations import FloatArray
 from scalelaws.results import Fit
-from scalelaws.schedules import Schedule
 
 ROWS_AT_ONCE = 8
 """Rows of parameters evaluated together: their blocks fit into the processor's cache."""

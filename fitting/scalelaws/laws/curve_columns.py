@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scalelaws.curves import Curves
-from scalelaws.nonlinear import Columns
+from scalelaws.curves.records import Curves
+from scalelaws.curves.schedules import Schedule, find_drops
+from scalelaws.engines.nonlinear import Columns
 from scalelaws.observations import FloatArray
-from scalelaws.schedules import Schedule, find_drops
 
 
 @dataclass(frozen=True)

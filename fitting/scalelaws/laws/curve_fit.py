@@ -16,11 +16,9 @@ from typing import Protocol
 
 import numpy as np
 
-from scalelaws.curves import Curve, Curves
-from scalelaws.intervals import draw_variances, pool_variance
-from scalelaws.laws.base import FitOptions
-from scalelaws.laws.curve_columns import Units, read_columns
-from scalelaws.nonlinear import (
+from scalelaws.curves.records import Curve, Curves
+from scalelaws.curves.schedules import find_drops
+from scalelaws.engines.nonlinear import (
     DECIDED_BY_PRIOR,
     PRIOR_DOF,
     WIDE,
@@ -33,9 +31,11 @@ from scalelaws.nonlinear import (
     to_coordinates,
     to_values,
 )
+from scalelaws.intervals import draw_variances, pool_variance
+from scalelaws.laws.base import FitOptions
+from scalelaws.laws.curve_columns import Units, read_columns
 from scalelaws.observations import FloatArray
 from scalelaws.results import Estimate, Evidence, Fit, Status
-from scalelaws.schedules import find_drops
 
 MISFIT_LOG = 0.002
 """What a law of the curve misses of ln loss, as a standard deviation: mean errors on unseen schedules are .0011 to

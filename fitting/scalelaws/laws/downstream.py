@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from scalelaws.drift import DRIFT_LOG_PER_EFOLD, estimate_drift
+from scalelaws.engines.drift import DRIFT_LOG_PER_EFOLD, estimate_drift
+from scalelaws.engines.nonlinear import Columns, Noise, Parameter
 from scalelaws.laws.base import FitOptions
 from scalelaws.laws.smooth import Smooth
-from scalelaws.nonlinear import Columns, Noise, Parameter
 from scalelaws.observations import FloatArray, ObservationError, Observations
 from scalelaws.results import Fit, Status, Target
 

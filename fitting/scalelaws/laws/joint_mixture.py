@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scalelaws.engines.nonlinear import Columns, Parameter
 from scalelaws.laws.mixture import EXCESS_SD
 from scalelaws.laws.nested_mixture import SCALE_SHARE, SCALES, ScaledMixtureLaw, raise_scale
-from scalelaws.nonlinear import Columns, Parameter
 from scalelaws.observations import FloatArray
 
 SHARE_EXPONENT, SHARE_EXPONENT_SD = 0.5, 0.7

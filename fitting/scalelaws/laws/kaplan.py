@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scalelaws.engines.nonlinear import Columns, Parameter
 from scalelaws.laws.smooth import SmoothLaw
 from scalelaws.laws.terms import refuse_path
-from scalelaws.nonlinear import Columns, Parameter
 from scalelaws.observations import FLOPS_PER_PARAM_TOKEN, FloatArray, Observations
 from scalelaws.results import Status
 

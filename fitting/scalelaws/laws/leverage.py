@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from scalelaws.engines.nonlinear import Columns, Parameter
 from scalelaws.laws.smooth import SmoothLaw
 from scalelaws.laws.terms import FLOOR, add_terms, coefficient, exponent, start_terms
-from scalelaws.nonlinear import Columns, Parameter
 from scalelaws.observations import FloatArray, Observations, count_levels
 from scalelaws.results import Status
 

@@ -12,14 +12,14 @@ from typing import Literal
 
 import numpy as np
 
-from scalelaws.drift import estimate_drift
+from scalelaws.engines.drift import estimate_drift
+from scalelaws.engines.powerfits import PowerFit
+from scalelaws.engines.powers import Minima, predict_log
+from scalelaws.engines.repeats import average_repeats
+from scalelaws.engines.weighting import trim
 from scalelaws.laws.base import FitOptions, LossLaw
 from scalelaws.observations import BoolArray, FloatArray, Observations, count_levels
-from scalelaws.powerfits import PowerFit
-from scalelaws.powers import Minima, predict_log
-from scalelaws.repeats import average_repeats
 from scalelaws.results import Estimate, Evidence, Fit, Status, Target, find_horizon_path
-from scalelaws.weighting import trim
 
 Variable = Literal["params", "tokens", "compute"]
 

@@ -18,9 +18,9 @@ from typing import Self
 
 import numpy as np
 
+from scalelaws.engines.nonlinear import Columns, Parameter
 from scalelaws.laws.base import FitOptions
 from scalelaws.laws.smooth import SmoothLaw
-from scalelaws.nonlinear import Columns, Parameter
 from scalelaws.observations import MIXTURE_PREFIX, MIXTURE_SUM_TOLERANCE, FloatArray, Observations
 from scalelaws.results import Fit, Status, Target
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scalelaws.engines.nonlinear import Columns, Parameter
 from scalelaws.laws.mixture import EXPONENT, EXPONENT_SD, PARAMS_UNIT, TOKENS_UNIT, MixtureLaw, average_logs
-from scalelaws.nonlinear import Columns, Parameter
 from scalelaws.observations import FloatArray, Observations, count_levels
 from scalelaws.results import Status
 

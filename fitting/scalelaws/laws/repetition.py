@@ -16,12 +16,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from scalelaws.engines.nonlinear import RUNS_PER_PARAMETER, Columns, Noise, Parameter, Task, find_best
+from scalelaws.engines.weighting import expect_drift
 from scalelaws.laws.smooth import EXPECTED_NOISE_LOG, SmoothLaw
 from scalelaws.laws.terms import FLOOR, add_terms, coefficient, exponent, start_terms
-from scalelaws.nonlinear import RUNS_PER_PARAMETER, Columns, Noise, Parameter, Task, find_best
 from scalelaws.observations import FLOPS_PER_PARAM_TOKEN, BoolArray, FloatArray, Observations
 from scalelaws.results import Status
-from scalelaws.weighting import expect_drift
 
 PUBLISHED_REPETITION = (
     float(np.exp(0.6254804)), float(np.exp(6.255414)), float(np.exp(7.3049974)), 0.3526596, 0.3526596, 15.387756,

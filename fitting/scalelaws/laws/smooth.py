@@ -12,10 +12,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from scalelaws.drift import estimate_drift
+from scalelaws.engines.drift import estimate_drift
+from scalelaws.engines.nonlinear import Columns, Noise, Parameter, Solution, Task, find_best, name_undecided, solve
 from scalelaws.laws.base import FitOptions, Law, LossLaw
 from scalelaws.laws.loss import keep_tuned
-from scalelaws.nonlinear import Columns, Noise, Parameter, Solution, Task, find_best, name_undecided, solve
 from scalelaws.observations import BoolArray, FloatArray, ObservationError, Observations, count_levels
 from scalelaws.results import Estimate, Evidence, Fit, Status, Target
 

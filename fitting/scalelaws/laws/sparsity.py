@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scalelaws.engines.nonlinear import Columns, Parameter
 from scalelaws.laws.smooth import SmoothLaw
 from scalelaws.laws.terms import FLOOR, add_terms, coefficient, exponent, refuse_path, start_terms
-from scalelaws.nonlinear import Columns, Parameter
 from scalelaws.observations import FloatArray, Observations
 from scalelaws.results import Status
 

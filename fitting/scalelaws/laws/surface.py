@@ -20,9 +20,9 @@ from scalelaws.laws.two_stages import CELLS_NEEDED, UNUSED
 from scalelaws.observations import BoolArray, Exclusion, FloatArray, Observations, count_levels
 from scalelaws.optima import EXCESS_KEPT, POINTS_NEEDED
 from scalelaws.results import Estimate, Evidence, Fit, Status, Target, find_horizon_path
-from scalelaws.surface_checks import find_refusal
-from scalelaws.surface_fits import SurfaceSearch, fit_surface
-from scalelaws.surfaces import Layout, Surface, SurfaceRuns, hold_slopes
+from scalelaws.sweeps.surface_checks import find_refusal
+from scalelaws.sweeps.surface_fits import SurfaceSearch, fit_surface
+from scalelaws.sweeps.surfaces import Layout, Surface, SurfaceRuns, hold_slopes
 
 LEVELS_NEEDED = 3
 """Distinct learning rates (or batches) from which a cell can have an optimum of its own."""
@@ -48,7 +48,7 @@ class ResponseSurface(SettingsLaw):
     scope: str = (
         "runs of several learning rates (and batches) in at least three cells of (N, D); few runs a cell will do"
     )
-    source: str = "form of the optimum: Li et al. 2025 (Step Law), section 4; joint surface: `scalelaws.surfaces`"
+    source: str = "form of the optimum: Li et al. 2025 (Step Law), section 4; surface: `scalelaws.sweeps.surfaces`"
 
     @property
     def parameter_names(self) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scalelaws.nonlinear import Parameter
+from scalelaws.engines.nonlinear import Parameter
+from scalelaws.engines.powers import project_starts
 from scalelaws.observations import FloatArray
-from scalelaws.powers import project_starts
 from scalelaws.results import Status, find_horizon_path
 
 START_EXPONENTS = np.array([0.15, 0.3, 0.5])

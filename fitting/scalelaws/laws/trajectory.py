@@ -17,8 +17,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from scalelaws.engines.nonlinear import Columns, Parameter
 from scalelaws.laws.smooth import SmoothLaw
-from scalelaws.nonlinear import Columns, Parameter
 from scalelaws.observations import FloatArray, Observations
 
 NEWTON_ROUNDS = 100

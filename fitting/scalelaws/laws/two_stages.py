@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from scalelaws.hierarchy import Regression, regress
+from scalelaws.engines.hierarchy import Regression, regress
 from scalelaws.laws.base import FitOptions, SettingsLaw
 from scalelaws.laws.loss import Chinchilla, PowerLaw, SumOfPowers
 from scalelaws.observations import Exclusion, FloatArray, Observations, count_levels

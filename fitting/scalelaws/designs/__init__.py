@@ -1,0 +1,1 @@
+"""Which runs next: candidates, what each would tell, and the choice."""

@@ -1,0 +1,1 @@
+"""How laws are fitted: minimisers, priors and weights, noise and drift."""

@@ -1,0 +1,1 @@
+"""How compute is split between parameters and tokens: isoFLOP optima, envelopes, countings."""
