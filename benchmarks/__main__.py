@@ -5,8 +5,23 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("proxy_throughput", "driver_kill", "transfer_regret")
-"""In order of length."""
+NAMES = (
+    "fitting.speed",
+    "fitting.published_settings",
+    "fitting.learning_rates",
+    "fitting.loss_laws",
+    "fitting.allocation",
+    "fitting.curves",
+    "fitting.mixtures",
+    "fitting.downstream",
+    "fitting.repetition",
+    "fitting.design",
+    "fitting.coverage",
+    "proxy_throughput",
+    "driver_kill",
+    "transfer_regret",
+)
+"""Those on published runs first, then those that train."""
 
 
 def main() -> int:

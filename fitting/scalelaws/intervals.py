@@ -50,38 +50,44 @@ class NoisePosterior:
 
     log_density: FloatArray
     """(s, g), up to a constant; per unit of ln noise and ln scale."""
+    noises: FloatArray
+    """(s,)"""
+    scales: FloatArray
+    """(g,)"""
 
     @property
     def mode(self) -> tuple[float, float]:
         """The most probable noise and scale."""
         row, column = np.unravel_index(np.argmax(self.log_density), self.log_density.shape)
-        return float(NOISES[row]), float(SCALES[column])
+        return float(self.noises[row]), float(self.scales[column])
 
     @property
     def spread(self) -> float:
         """Standard deviation of a run's ln loss: the root of the mean squared noise."""
         share = np.exp(self.log_density - self.log_density.max()).sum(axis=1)
-        return float(np.sqrt((share * NOISES**2).sum() / share.sum()))
+        return float(np.sqrt((share * self.noises**2).sum() / share.sum()))
 
     def draw(self, draws: int, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
         """Noises and scales, (draws,) each."""
         share = np.exp(self.log_density - self.log_density.max()).ravel()
         place = rng.choice(share.size, size=draws, p=share / share.sum())
         row, column = np.unravel_index(place, self.log_density.shape)
-        return NOISES[row], SCALES[column]
+        return self.noises[row], self.scales[column]
 
 
 def infer_noise(
-    residuals: FloatArray, known: FloatArray, misfit: FloatArray, spare: float, scale_sd: float
+    residuals: FloatArray, known: FloatArray, misfit: FloatArray, spare: float, scale_sd: float, *, stride: int = 1
 ) -> NoisePosterior:
     """The posterior on the grid, for residuals of ln loss (n,) with `spare` degrees of freedom left.
 
-    `scale_sd` is the standard deviation, in ln, of what is known beforehand of the scale of the misfit, around 1.
+    `scale_sd` is the standard deviation, in ln, of what is known beforehand of the scale of the misfit, around 1;
+    `stride` thins the grid, where many posteriors are wanted and their modes will do.
     """
-    variance = (NOISES**2)[:, None, None] + (known + SCALES[:, None] ** 2 * misfit)[None]
+    noises, scales = NOISES[::stride], SCALES[::stride]
+    variance = (noises**2)[:, None, None] + (known + scales[:, None] ** 2 * misfit)[None]
     size = np.abs(residuals) / np.sqrt(variance)
     bent = np.minimum(size, HUBER_SDS)
     share = max(spare, 0.0) / len(residuals)
     density = -(0.5 * WITHIN_HUBER * share * np.log(variance) + bent * (size - 0.5 * bent)).sum(axis=-1)
-    density -= 0.5 * (np.log(NOISES[:, None] / PRIOR_NOISE_LOG) / PRIOR_NOISE_SD) ** 2
-    return NoisePosterior(density - 0.5 * (np.log(SCALES) / scale_sd) ** 2)
+    density -= 0.5 * (np.log(noises[:, None] / PRIOR_NOISE_LOG) / PRIOR_NOISE_SD) ** 2
+    return NoisePosterior(density - 0.5 * (np.log(scales) / scale_sd) ** 2, noises, scales)

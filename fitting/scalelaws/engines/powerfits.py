@@ -118,8 +118,8 @@ class PowerFit:
             objective = Objective(HUBER_SDS * noise, noise, PRIOR_EXPONENT_SD, smooth=True)
             minima = self._search(weights, objective) if minima is None else self._polish(minima, weights, objective)
             before = noise, scales
-            first = self._infer_noise(minima, drift, scales[1] * off, WEIGHT_SCALE_SD).mode[1]
-            noise, second = self._infer_noise(minima, off, first * drift, WEIGHT_SCALE_SD).mode
+            first = self._infer_noise(minima, drift, scales[1] * off, WEIGHT_SCALE_SD, stride=2).mode[1]
+            noise, second = self._infer_noise(minima, off, first * drift, WEIGHT_SCALE_SD, stride=2).mode
             scales = (first, second)
             if (noise, scales) == before and not self._needs_surface(levels):
                 break
@@ -145,10 +145,12 @@ class PowerFit:
         values = self.to_natural(minima.t)[0]
         return excess_on_surface(values, self.cells.params_non_embedding, self.cells.tokens)
 
-    def _infer_noise(self, minima: Minima, misfit: FloatArray, other: FloatArray, scale_sd: float) -> NoisePosterior:
+    def _infer_noise(
+        self, minima: Minima, misfit: FloatArray, other: FloatArray, scale_sd: float, stride: int = 1
+    ) -> NoisePosterior:
         residuals = predict_log(minima.t, self.u)[0] - self.y
         spare = len(self.y) - 1 - 2 * self.terms
-        return infer_noise(residuals, self._known + other**2, misfit**2, spare, scale_sd)
+        return infer_noise(residuals, self._known + other**2, misfit**2, spare, scale_sd, stride=stride)
 
     def _pose(self, y: FloatArray, w: FloatArray, prior_mean: FloatArray | None = None) -> Problems:
         if prior_mean is None:
