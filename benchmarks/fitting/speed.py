@@ -48,9 +48,7 @@ def main() -> None:
     for objective in ("huber", "auto"):
         cold = 1e3 * measure(POINT.format(path=path, objective=objective))
         whole = measure(WHOLE.format(path=path, objective=objective))
-        print(
-            f"{objective}: cold point fit {cold:.1f} ms, whole fit with 4,000 draws {whole:.2f} s  (process time)"
-        )
+        print(f"{objective}: cold point fit {cold:.1f} ms, whole fit with 4,000 draws {whole:.2f} s (process time)")
     print(f"package: {count_lines()} lines of Python")
 
 
