@@ -158,17 +158,18 @@ def backtest(
 
     `held_out="loss"` scores the loss of the tuned run of each cell, `"settings"` the recommended learning rate (and
     batch) on the cell's own sweep. Further options go to `fit`. A law that cannot be fitted or asked at an origin is
-    listed with the reason. Raises ValueError where no fraction leaves runs on both sides.
+    listed with the reason; fractions that part the runs in the same way count once. Raises ValueError where no fraction
+    leaves runs on both sides.
     """
     chosen = [get_law(law) if isinstance(law, str) else law for law in laws]
     cells: list[HeldOutCell] = []
     unfitted: list[Unfitted] = []
-    parted = False
-    for fraction in fractions:
+    splits: dict[int, float] = {}
+    for fraction in sorted(fractions):
         small = observations.compute <= observations.compute.max() / fraction
-        if fraction < 1 or not small.any() or small.all():
+        if fraction < 1 or not small.any() or small.all() or int(small.sum()) in splits:
             continue
-        parted = True
+        splits[int(small.sum())] = fraction
         for law in chosen:
             known, unknown = (observations.rows(np.flatnonzero(mask)) for mask in (small, ~small))
             found = _test(law, known, unknown, fraction, held_out, {**options, "level": level, "seed": seed})
@@ -176,7 +177,7 @@ def backtest(
                 unfitted.append(found)
             else:
                 cells += found
-    if not parted:
+    if not splits:
         listed = ", ".join(f"{fraction:g}" for fraction in fractions)
         raise ValueError(f"backtest: no fraction of {listed} leaves runs on both sides; give smaller ones, above 1")
     return Backtest(held_out, level, tuple(cells), tuple(unfitted))

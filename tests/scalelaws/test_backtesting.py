@@ -163,3 +163,9 @@ def test_equal_recipes_overlap():
     assert found.overlap
     assert found.winner is None
     assert isinstance(found.difference, Estimate)
+
+
+def test_fractions_that_part_the_runs_alike_count_once(planted):
+    """The compute of these cells steps by factors of 2.15 and more: 1/4.0 and 1/4.01 leave the same runs."""
+    found = backtest(planted, ("chinchilla",), fractions=(4.01, 4.0), **OPTIONS)
+    assert {cell.fraction for cell in found.cells} == {4.0}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -206,6 +206,15 @@ class Chinchilla(SumOfPowers):
 _SYMBOLS: Mapping[str, str] = {"params": "N", "tokens": "D", "compute": "C"}
 _OTHER: Mapping[str, Variable] = {"power_law_params": "tokens", "power_law_tokens": "params"}
 _LEVEL_NAMES: Mapping[str, str] = {"params": "sizes", "tokens": "horizons", "compute": "compute budgets"}
+
+
+def fit_minima(minima: Observations, options: FitOptions) -> Fit | None:
+    """The law of the loss that the minima of swept cells can hold, if any: in N and D, else in the one that varied."""
+    candidates: tuple[SumOfPowers, ...] = (Chinchilla(), PowerLaw(variable="params"), PowerLaw(variable="tokens"))
+    if find_horizon_path(minima.params_non_embedding, minima.tokens) is None:
+        candidates = candidates[:1]
+    fits = (law.estimate(minima, replace(options, objective="map")) for law in candidates)
+    return next((fit for fit in fits if fit.status.ok), None)
 
 
 def keep_tuned(observations: Observations, apart: FloatArray | None = None) -> Observations:

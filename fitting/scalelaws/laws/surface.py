@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from scalelaws.laws.base import FitOptions, SettingsDraws, SettingsLaw
-from scalelaws.laws.loss import Chinchilla, PowerLaw, SumOfPowers
+from scalelaws.laws.loss import fit_minima
 from scalelaws.laws.two_stages import CELLS_NEEDED, UNUSED
 from scalelaws.observations import BoolArray, Exclusion, FloatArray, Observations, count_levels
 from scalelaws.optima import EXCESS_KEPT, POINTS_NEEDED
-from scalelaws.results import Estimate, Evidence, Fit, Status, Target, find_horizon_path
+from scalelaws.results import Estimate, Evidence, Fit, Status, Target
 from scalelaws.sweeps.surface_checks import find_refusal
 from scalelaws.sweeps.surface_fits import SurfaceSearch, fit_surface
 from scalelaws.sweeps.surfaces import Layout, Surface, SurfaceRuns, hold_slopes
@@ -231,11 +231,7 @@ def _fit_loss(surface: Surface, used: Observations, options: FitOptions) -> Fit 
         compute_flops=np.array([used.compute[rows].mean() for rows in used.cells()]), scope=used.scope,
         params_convention=used.params_convention, loss_unit=used.loss_unit,
     )  # fmt: skip
-    candidates: tuple[SumOfPowers, ...] = (Chinchilla(), PowerLaw(variable="params"), PowerLaw(variable="tokens"))
-    if find_horizon_path(minima.params_non_embedding, minima.tokens) is None:
-        candidates = candidates[:1]
-    fits = (law.estimate(minima, replace(options, objective="map")) for law in candidates)
-    return next((fit for fit in fits if fit.status.ok), None)
+    return fit_minima(minima, options)
 
 
 def _warn(surface: Surface, used: Observations) -> Iterator[str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from scalelaws.engines.hierarchy import Regression, regress
 from scalelaws.laws.base import FitOptions, SettingsLaw
-from scalelaws.laws.loss import Chinchilla, PowerLaw, SumOfPowers
+from scalelaws.laws.loss import fit_minima
 from scalelaws.observations import Exclusion, FloatArray, Observations, count_levels
 from scalelaws.optima import Optimum
 from scalelaws.results import Estimate, Evidence, Fit, Status, Target, find_horizon_path
@@ -263,12 +263,7 @@ class _Stage:
             loss_se_log=np.maximum(np.sqrt(variance[keep]), 1e-6), scope=self.observations.scope,
             params_convention=self.observations.params_convention, loss_unit=self.observations.loss_unit,
         )  # fmt: skip
-        candidates: tuple[SumOfPowers, ...] = (Chinchilla(), PowerLaw(variable="params"), PowerLaw(variable="tokens"))
-        if find_horizon_path(minima.params_non_embedding, minima.tokens) is None:
-            candidates = candidates[:1]
-        options = replace(self.options, objective="map")
-        fits = (law.estimate(minima, options) for law in candidates)
-        return next((fit for fit in fits if fit.status.ok), None)
+        return fit_minima(minima, self.options)
 
     def _warn(self, parts: list[ScaleRegression]) -> Iterator[str]:
         for part in parts:
