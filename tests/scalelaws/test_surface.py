@@ -262,3 +262,9 @@ def test_published_cells_from_the_others(published_runs):
         widths.append(3.29 * spread)
     assert np.mean(np.array(misses) < 1.645) >= 0.75
     assert np.all(np.mean(widths, axis=0) < 0.32)
+
+
+@pytest.mark.parametrize(("exponent", "said"), [(0.0, False), (-0.4, True)])
+def test_a_batch_law_that_leans_on_size_says_so(exponent, said):
+    fit = scalelaws.fit(LAW, plant(0, (-0.6, 0.2, exponent, 0.55)), bootstrap=100)
+    assert any("published laws know D alone" in text for text in fit.warnings) is said

@@ -15,6 +15,8 @@ from scalelaws.splits.size_laws import SizeLaw
 
 BEYOND = 30.0
 """How far beyond the largest budget N*(C) is drawn, as a factor of compute."""
+LEGEND_ROWS = 14
+"""More budgets than this are listed in two columns of smaller letters."""
 
 
 def draw_isoflops(isoflops: Isoflops, ax: Axes | None = None) -> Axes:
@@ -39,7 +41,11 @@ def draw_isoflops(isoflops: Isoflops, ax: Axes | None = None) -> Axes:
     ax.set_xscale("log")
     ax.set_xlabel(f"parameters ({isoflops.runs.params_convention})".replace("_", "-"))
     ax.set_ylabel("loss (nats per token)")
-    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    crowded = len(ax.get_legend_handles_labels()[1]) > LEGEND_ROWS
+    ax.legend(
+        frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=2 if crowded else 1,
+        fontsize="xx-small" if crowded else "small",
+    )  # fmt: skip
     return _finish(ax)
 
 

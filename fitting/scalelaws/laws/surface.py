@@ -248,6 +248,18 @@ def _warn(surface: Surface, used: Observations) -> Iterator[str]:
         yield "tokens moved in step with parameters: the law holds along that path only"
     if not layout.batched:
         yield _describe_batch(used)
+    elif not one_size:
+        yield from _describe_lean(_draw(surface, "batch_exponent_params"))
+
+
+def _describe_lean(exponents: FloatArray) -> Iterator[str]:
+    """Published laws of the batch know the horizon alone (Li et al. 2025), so a law that leans on size says so."""
+    low, middle, high = np.quantile(exponents, [0.05, 0.5, 0.95])
+    if low * high > 0:
+        yield (
+            f"in these runs the optimal batch goes with N^{middle:.2g} ({low:.2g} to {high:.2g}); published laws know D"
+            " alone: far beyond these sizes compare lr_batch, whose batch depends on D only"
+        )
 
 
 def _describe_batch(used: Observations) -> str:
