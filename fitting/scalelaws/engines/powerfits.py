@@ -37,7 +37,7 @@ START_EXPONENTS = np.geomspace(0.05, 1.2, 10)
 """Start of variable projection; covers all published exponents."""
 STARTS_KEPT = 8
 """The most promising starts that are polished; on published runs all of them reach one minimum."""
-REWEIGHTINGS = 6
+REWEIGHTINGS = 4
 """Rounds of weights from the last surface and noise; ln loss at the largest published runs then moves by < 5e-4."""
 WEIGHT_SCALE_SD = 0.4
 """How far, in ln, the runs may move the scales of the expected misfits when they are weighted: a factor of 1.9 either
@@ -118,8 +118,8 @@ class PowerFit:
             objective = Objective(HUBER_SDS * noise, noise, PRIOR_EXPONENT_SD, smooth=True)
             minima = self._search(weights, objective) if minima is None else self._polish(minima, weights, objective)
             before = noise, scales
-            first = self._infer_noise(minima, drift, scales[1] * off, WEIGHT_SCALE_SD, stride=2).mode[1]
-            noise, second = self._infer_noise(minima, off, first * drift, WEIGHT_SCALE_SD, stride=2).mode
+            first = self._infer_noise(minima, drift, scales[1] * off, WEIGHT_SCALE_SD, stride=3).mode[1]
+            noise, second = self._infer_noise(minima, off, first * drift, WEIGHT_SCALE_SD, stride=3).mode
             scales = (first, second)
             if (noise, scales) == before and not self._needs_surface(levels):
                 break
