@@ -108,7 +108,7 @@ def test_snapshot_reads_back_to_the_same_study() -> None:
         ("search.space.peak_lr", {"low": 0.1, "high": 0.01}, "low must be below high, got low=0.1, high=0.01"),
         ("search.space.layers", [1, 2], "search.space.layers: unknown dimension; a space may vary"),
         ("search.space.parametrization", ["mub"], "must be 'standard' or 'mup', got 'mub'"),
-        ("search.strategy", "gird", "search.strategy: input should be 'grid', got 'gird'"),
+        ("search.strategy", "gird", "search.strategy: input should be 'grid' or 'points', got 'gird'"),
         ("verification.scale", "huge", "verification.scale: no such scale 'huge'; scales: small, large"),
         ("runner.kind", "replay", "the replay runner needs either table or [runner.surface]"),
         ("data.mixture", {"a": 0.5, "b": 0.6}, "mixture shares must sum to 1, got 1.1; normalised: a = 0.454545"),
