@@ -197,7 +197,7 @@ def test_runs_of_a_lost_node_move_to_another(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CLUSTER, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=True)
     lines = done.stdout.splitlines()
-    assert [line.partition(" ")[0] for line in lines] == ["completed"] * 5, done.stderr
+    assert [line.partition(" ")[0] for line in lines] == ["completed"] * 5, f"{done.stdout}\n{done.stderr}"
     assert lines[0].endswith("2 runs at once")
 
 
