@@ -38,16 +38,17 @@ START_EXPONENTS = np.geomspace(0.05, 1.2, 10)
 STARTS_KEPT = 8
 """The most promising starts that are polished; on published runs all of them reach one minimum."""
 REWEIGHTINGS = 4
-"""Rounds of weights from the last surface and noise. On most published sets nothing moves after them; where the best split
-is read off the surface the loss at the largest run may still move by up to .8 % (one of 19 sets, against 16 rounds)."""
+"""Rounds of weights from the last surface and noise. On most published sets nothing moves after them; where the best
+split is read off the surface the loss at the largest run may still move by up to .8 % (one of 19 sets, against 16
+rounds)."""
 WEIGHT_SCALE_SD = 0.4
 """How far, in ln, the runs may move the scales of the expected misfits when they are weighted: a factor of 1.9 either
-way with a probability of 90 % (an assumption between two needs). Of .1, .4 and 1 the smallest forecasts published losses
-a little better (benchmarks/fitting/loss_laws constants), and true laws worse; with it the 240 Chinchilla runs give 4.3e10
-as optimal size at 5.76e23 FLOPs, far below every other procedure."""
+way with a probability of 90 % (an assumption between two needs). Of .1, .4 and 1 the smallest forecasts published
+losses a little better (benchmarks/fitting/loss_laws constants), and true laws worse; with it the 240 Chinchilla runs
+give 4.3e10 as optimal size at 5.76e23 FLOPs, far below every other procedure."""
 DRAW_SCALE_SD = 4.0
-"""The same where spread is asked for: left to the residuals, down to none (an assumption). The coverage that it leads to
-is printed by benchmarks/fitting/coverage."""
+"""The same where spread is asked for: left to the residuals, down to none (an assumption). The coverage that it leads
+to is printed by benchmarks/fitting/coverage."""
 PLAIN = ("huber", "lad", "least_squares")
 """Objectives without priors."""
 
