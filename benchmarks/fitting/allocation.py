@@ -145,6 +145,24 @@ def choose_without(table: pd.DataFrame) -> pd.Series:
     return pd.Series(found).groupby(level=1).mean()
 
 
+def describe_truths(factor: float) -> pd.DataFrame:
+    """How well the optima that serve as truth are known: the errors in % that a forecast could not be rid of.
+
+    `its own error` is the mean |N / N* - 1| of the truth itself, under its stated uncertainty; `law of all budgets` is
+    the error of the recommended procedure when it is fitted to the held-out budgets too: how far the truths lie from
+    one smooth law.
+    """
+    half_normal = np.sqrt(2 / np.pi)
+    rows = []
+    for run_set in list_sets():
+        held = run_set.held_out(factor)
+        sd = np.array([sd for _, sd in held.values()])
+        error, _ = score(PROCEDURES[RECOMMENDED](run_set.below(1.0)), held)
+        rows.append((run_set.name, len(held), 164.5 * sd.mean(), 100 * half_normal * sd.mean(), 100 * error))
+    columns = ["set", "budgets", "half of its 90 % interval", "its own error", "law of all budgets"]
+    return pd.DataFrame(rows, columns=columns).set_index("set")
+
+
 def collect_misses() -> pd.DataFrame:
     """For each held-out budget: error of ln N*, the variance that law, scatter and truth explain, and reach."""
     rows = []
@@ -197,6 +215,8 @@ def main() -> None:
     at_ten = table[table.factor == FACTORS[1]].pivot(index="set", columns="procedure", values="error")[order]
     print(f"\nerror by set (%), k = {FACTORS[1]}; - where the procedure refuses")
     print((100 * at_ten).round(1).to_string(na_rep="-"))
+    print(f"\nthe optima that serve as truth at k = {FACTORS[1]} (%)")
+    print(describe_truths(FACTORS[1]).round(1).to_string())
     misses = collect_misses()
     alone = {name: round(fit_drift(part), 3) for name, part in misses.groupby("set")}
     without = [fit_drift(misses[misses.set != name]) for name in alone]

@@ -2,7 +2,8 @@
 
 Truths have exponents from .25 to .45 and noises from .1 to .5 % of the loss, on 7 sizes x 7 horizons (a ladder of 12
 sizes for the power law). Counted are the parameters, the law's loss at the largest run and at ten times its
-compute (parameters alone), and the loss of a new run there under the forecast, which also allows for drift.
+compute (parameters alone), and the loss of a new run there under the forecast, which also allows for drift. The error
+is that of the loss at ten times the compute: what an objective loses where the law that it distrusts is true.
 """
 
 from __future__ import annotations
@@ -27,20 +28,22 @@ Simulation = Callable[[np.random.Generator, float], tuple[Observations, FloatArr
 def main(truths: int = TRUTHS) -> None:
     """One line for each law and objective."""
     print(f"{'law':<12} {'objective':<14} {'parameters':>10} {'(least .. most)':>16} {'at largest':>10} "
-          f"{'at 10 x C':>10} {'new run':>8} {'s each':>7}")  # fmt: skip
+          f"{'at 10 x C':>10} {'new run':>8} {'error %':>8} {'s each':>7}")  # fmt: skip
     for name, simulate in (("chinchilla", simulate_plane), ("power_law", simulate_ladder)):
         for objective in ("auto", "map", "huber", "lad", "least_squares"):
             started = time.process_time()
-            hits = np.array([count_hits(name, simulate, objective, seed) for seed in range(truths)])
+            found = [count_hits(name, simulate, objective, seed) for seed in range(truths)]
+            hits, error = np.array([item[0] for item in found]), 100 * np.mean([item[1] for item in found])
             shares, seconds = hits.mean(axis=0), (time.process_time() - started) / truths
             parameters = shares[:-3]
             print(f"{name:<12} {objective:<14} {parameters.mean():>10.3f} "
                   f"{parameters.min():>8.3f} .. {parameters.max():.3f} {shares[-3]:>10.3f} {shares[-2]:>10.3f} "
-                  f"{shares[-1]:>8.3f} {seconds:>7.2f}", flush=True)  # fmt: skip
+                  f"{shares[-1]:>8.3f} {error:>8.3f} {seconds:>7.2f}", flush=True)  # fmt: skip
 
 
-def count_hits(name: str, simulate: Simulation, objective: str, seed: int) -> list[bool]:
-    """Which intervals of one truth hold: the parameters, the two losses of the law, the loss of a new run."""
+def count_hits(name: str, simulate: Simulation, objective: str, seed: int) -> tuple[list[bool], float]:
+    """Which intervals of one truth hold: the parameters, the two losses of the law, the loss of a new run; and the
+    error of ln loss beyond the runs."""
     rng = np.random.default_rng(seed)
     noise = NOISES[seed % len(NOISES)]
     runs, truth, largest = simulate(rng, noise)
@@ -54,8 +57,9 @@ def count_hits(name: str, simulate: Simulation, objective: str, seed: int) -> li
     for target in (largest, beyond):
         low, high = find_bounds(law.predict_loss(fitted.draws, target)[:, None])[0]
         hits.append(bool(low <= law.predict_loss(truth[None], target)[0] <= high))
-    new = float(law.predict_loss(truth[None], beyond)[0] * np.exp(noise * rng.standard_normal()))
-    return [*hits, is_inside(fitted, beyond, new)]
+    said, true = law.predict_loss(np.stack([fitted.values, truth]), beyond)
+    new = float(true * np.exp(noise * rng.standard_normal()))
+    return [*hits, is_inside(fitted, beyond, new)], float(abs(np.log(said / true)))
 
 
 def is_inside(fitted: Fit, target: Target, loss: float) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scalelaws.conventions import count_compute, count_plain
 from scalelaws.forecasting import (
     measure_extrapolation,
     require_ok,
@@ -17,6 +18,7 @@ from scalelaws.forecasting import (
     warn_range,
 )
 from scalelaws.laws import Chinchilla, LossLaw, MixtureLaw, PublishedLoss, SumOfPowers, get_law
+from scalelaws.laws.published import PUBLISHED_ALLOCATIONS, PublishedAllocation
 from scalelaws.observations import FLOPS_PER_PARAM_TOKEN, BoolArray, FloatArray
 from scalelaws.published_forecasts import PUBLISHED_MESSAGE, reach_published, warn_published
 from scalelaws.results import Allocation, Estimate, Fit, Status, Target
@@ -25,12 +27,14 @@ SEARCH_STEP = 0.1
 """Step of ln N where there is no closed form; the parabola through the best three errs by some 1e-4 of N*."""
 SEARCH_SPAN = float(np.log(1e6))
 """How far the search reaches on both sides of 20 tokens per parameter: any law that has an optimum has it in there."""
+ATTENTION_ROUNDS = 30
+"""Rounds of N from M / 6N, which falls as the cube root of N: each gains a factor of three or more."""
 USUAL_RATIO = 20.0
 """Tokens per parameter in the middle of the search (Hoffmann et al. 2022)."""
 
 
 def allocate(
-    law: Fit | PublishedLoss,
+    law: Fit | PublishedLoss | PublishedAllocation,
     compute_flops: float,
     *,
     covariates: Mapping[str, float] | None = None,
@@ -40,17 +44,23 @@ def allocate(
 
     In closed form for Chinchilla (Hoffmann et al. 2022, equation 4), else by a search along the budget. `covariates`
     and `mixture` are what else the law reads of the run and stay fixed along the budget: {"unique_tokens": 1e11} gives
-    the best split of a budget over data that repeat. Raises ValueError where the law has no optimum along the budget,
+    the best split of a budget over data that repeat. A published split counts the budget as its `compute_convention`
+    says, and knows no loss. Raises ValueError where the law has no optimum along the budget,
     and FitError for a fit whose status is not ok.
     """
     if not (np.isfinite(compute_flops) and compute_flops > 0):
         raise ValueError(f"compute_flops must be positive and finite; got {compute_flops}")
+    if isinstance(law, PublishedAllocation):
+        return _published_split(law, compute_flops)
     given = _Given(compute_flops, dict(covariates or {}), dict(mixture or {}))
     if isinstance(law, PublishedLoss):
         _require_both_scales(law.law, law.name)
         return _published_allocation(law, given, find_split(law.law, law.values, given))
     if not isinstance(law, Fit):
-        raise ValueError("allocate needs a law of the loss in N and D, for example hoffmann or besiroglu")
+        raise ValueError(
+            "allocate needs a law of the loss in N and D, for example hoffmann or besiroglu, or a published split: "
+            f"{', '.join(PUBLISHED_ALLOCATIONS)}"
+        )
     held = law if isinstance(get_law(law.law), LossLaw) else law.loss_fit
     family = None if held is None else get_law(held.law)
     if held is None or not isinstance(family, LossLaw):
@@ -177,3 +187,38 @@ def _published_allocation(law: PublishedLoss, given: _Given, found: Split) -> Al
         Estimate(loss, unit="nats"), 0.9, reach_published(law, at), law.name, Status.PUBLISHED, PUBLISHED_MESSAGE,
         law.scope, tuple(warn_published(law, at)),
     )  # fmt: skip
+
+
+def _published_split(law: PublishedAllocation, compute_flops: float) -> Allocation:
+    """Tokens as published; parameters from the FLOPs per token, with the bounds that usual shapes leave."""
+    flops_per_token, tokens = law.split(compute_flops)
+    params = _count_params(flops_per_token, tokens)
+    span = law.compute_range
+    assert span is not None
+    warnings = [
+        "published without an interval that can be carried to a target",
+        f"the budget is counted as {law.compute_convention}, where M are training FLOPs per token with attention and "
+        "without embeddings; the bounds of params are those of usual shapes and sequence lengths",
+    ]
+    if not span[0] <= compute_flops <= span[1]:
+        warnings.append(f"compute {compute_flops:.3g} lies outside of the fitted range, {span[0]:.3g} to {span[1]:.3g}")
+    return Allocation(
+        compute_flops, params, Estimate(tokens, unit="tokens"), Estimate(tokens / params.value),
+        Estimate(np.nan, unit="nats"), 0.9, {"params": None, "tokens": None, "compute": compute_flops / span[1]},
+        law.name, Status.PUBLISHED, PUBLISHED_MESSAGE, law.scope, tuple(warnings),
+    )  # fmt: skip
+
+
+def _count_params(flops_per_token: float, tokens: float) -> Estimate:
+    """N of a model that trains at M FLOPs per token; M / 6N depends on its shape, hence the bounds."""
+
+    def solve(bound: str) -> float:
+        params = flops_per_token / FLOPS_PER_PARAM_TOKEN
+        for _ in range(ATTENTION_ROUNDS):
+            target = Target(params, tokens)
+            counted = count_compute(target, "M D")
+            ratio = float(getattr(counted, bound) or counted.value) / count_plain(target)
+            params = flops_per_token / FLOPS_PER_PARAM_TOKEN / ratio
+        return params
+
+    return Estimate(solve("value"), solve("high"), solve("low"))

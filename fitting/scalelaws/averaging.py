@@ -123,6 +123,5 @@ def _mix(fits: Mapping[str, Fit], weights: Mapping[str, float], target: Target, 
     for place, fit in enumerate(fits.values()):
         law = get_law(fit.law)
         assert isinstance(law, LossLaw)
-        draws = draw_loss(law, fit, target, rng)
-        parts.append(rng.choice(draws, size=int((chosen == place).sum())))
+        parts.append(draw_loss(law, fit, target, rng, int((chosen == place).sum())))
     return np.concatenate(parts)

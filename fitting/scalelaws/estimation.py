@@ -25,7 +25,7 @@ def fit(
 ) -> Fit:
     """Fits a law (an instance or a name from `list_laws`) to what it reads (most laws: Observations).
 
-    Intervals at `level` come from seeded draws.
+    Intervals at `level` come from seeded draws; `scalelaws.profile` gives those of profile likelihood and of Laplace.
 
     `objective` is "auto", "map" (weak, stated priors), "huber", "lad" or "least_squares" (no priors); runs whose ln
     loss is more than `trim_excess` above the best of their compute are left out, and runs weigh C^`compute_weight`.

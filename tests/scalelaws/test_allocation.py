@@ -8,6 +8,7 @@ import pytest
 import scalelaws
 from scalelaws import Observations, Target, allocate, allocation, get_published
 from scalelaws.allocation import split_compute
+from scalelaws.laws.published import get_published_allocation
 
 
 @pytest.mark.parametrize(("name", "params", "ratio"), [("hoffmann", 3.22e10, 92.6), ("besiroglu", 7.22e10, 18.4)])
@@ -97,3 +98,22 @@ def test_a_law_without_an_optimum_is_refused():
 def test_a_budget_is_positive(compute):
     with pytest.raises(ValueError, match="compute_flops must be positive"):
         allocate(get_published("hoffmann"), compute)
+
+
+def test_a_published_split_is_told_in_parameters():
+    """Tian et al. 2025: M = .0655 C^.5422 FLOPs per token; DeepSeek-AI 2024: M = 6N (1 + s / 6d), d of usual shapes."""
+    found = allocate(get_published_allocation("greater_leverage_dense"), 1e20)
+    flops_per_token = 0.0655 * 1e20**0.5422
+    assert found.tokens.value == pytest.approx(15.2582 * 1e20**0.4578)
+    for params, aspect, seq_len in (
+        (found.params_non_embedding.high, 160, 2048),
+        (found.params_non_embedding.low, 64, 8192),
+    ):
+        width = (params * aspect / 12) ** (1 / 3)
+        assert 6 * params * (1 + seq_len / (6 * width)) == pytest.approx(flops_per_token, rel=1e-6)
+    assert found.params_non_embedding.low < found.params_non_embedding.value < found.params_non_embedding.high
+    assert np.isnan(found.loss.value)
+    assert found.extrapolation["compute"] == pytest.approx(1 / 3)
+    assert not any("outside" in warning for warning in found.warnings)
+    far = allocate(get_published_allocation("greater_leverage_experts"), 1e24)
+    assert any("outside" in warning for warning in far.warnings)

@@ -114,6 +114,15 @@ def test_weights_follow_the_densities_and_origins_count_once():
     assert even == pytest.approx({"a": 0.5, "b": 0.5})
 
 
+def test_the_average_is_no_coarser_than_its_draws(planted, tested):
+    """New runs scatter and drift on their own: few draws of a law still give smooth quantiles of the mixture."""
+    fits = [scalelaws.fit("chinchilla", planted, **OPTIONS)]
+    found = [average_laws(fits, tested, Target(2e10, 4e11), seed=seed).loss for seed in range(6)]
+    width = np.mean([item.high - item.low for item in found])
+    assert np.std([item.value for item in found]) < 0.01 * width
+    assert np.std([item.low for item in found]) < 0.025 * width
+
+
 def test_the_average_leans_on_the_better_law_and_spans_both(planted, tested):
     fits = [scalelaws.fit(law, planted, **OPTIONS) for law in ("chinchilla", "power_law_compute")]
     target = Target(2e10, 4e11)

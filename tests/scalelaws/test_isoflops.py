@@ -1,5 +1,6 @@
 """IsoFLOP optima, envelopes and the three approaches, on planted surfaces and on published budgets."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -247,6 +248,31 @@ def test_tokens_follow_the_counting_of_the_runs():
     table = found.table(8 / 6 * 1e21)
     assert table.params.to_numpy() == pytest.approx([best_size(values, 1e21)] * 3, rel=0.03)
     assert (8 * table.params * table.tokens).to_numpy() == pytest.approx([8 / 6 * 1e21] * 3)
+
+
+@pytest.mark.parametrize("per_pair", [6, 8])
+def test_approaches_allocate_a_budget_as_the_runs_count_it(per_pair):
+    values = (1.8, 480.0, 2085.0, 0.348, 0.366)
+    runs = plant_budgets(values, np.geomspace(1e18, 1e21, 6), np.geomspace(1 / 4, 4, 9), noise=0.001)
+    runs = replace(runs, compute_flops=runs.compute * per_pair / 6)
+    found, budget = compare_approaches(runs, draws=50), per_pair / 6 * 1e22
+    split = found.allocate(budget, scalelaws.fit("chinchilla", runs, bootstrap=50))
+    n, d = best_size(values, 1e22), 1e22 / 6 / best_size(values, 1e22)
+    for said, truth in ((split.params_non_embedding, n), (split.tokens, d), (split.tokens_per_param, d / n)):
+        assert said.low < truth < said.high
+    assert split.loss.low < lose(values, n, d) < split.loss.high
+    assert split.params_non_embedding.value == found.best.predict(budget).value
+    assert per_pair * split.params_non_embedding.value * split.tokens.value == pytest.approx(budget)
+    assert (split.law, split.scope["compute_convention"]) == (
+        f"compare_approaches: {found.best.approach}",
+        f"{per_pair}ND",
+    )
+    told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert [item["approach"] for item in told["approaches"]] == [law.approach for law in found.laws]
+    assert told["best"] == told["approaches"][-1]["approach"]
+    assert len(told["optima"]) == 6
+    with pytest.raises(ValueError, match="positive and finite"):
+        found.allocate(-1.0, found.loss_fit)
 
 
 @pytest.mark.parametrize(("offset", "tilt", "sd", "tilt_sd", "words"), [

@@ -5,6 +5,7 @@ import pytest
 
 import scalelaws
 from scalelaws import FitError, Observations, PowerLaw, Status
+from scalelaws.engines import powerfits
 from scalelaws.engines.repeats import average_repeats
 from scalelaws.laws.loss import keep_tuned
 from scalelaws.optima import RUN_NOISE_DOF, RUN_NOISE_LOG
@@ -91,6 +92,30 @@ def test_priors_fade_when_runs_are_many():
     weak = scalelaws.fit("power_law", runs, objective="map", bootstrap=50)
     assert weak.parameters["alpha"].value == pytest.approx(0.15, abs=0.003)
     assert "priors" in weak.objective
+
+
+def read_olmo_ladder(published_runs):
+    """Runs of less than a tenth of the largest compute; plain rounds of weights make the loss swing by 2.8 % there."""
+    runs = published_runs("olmo_ladder").dropna(subset=["loss_pile"])
+    small = runs[runs["C_6ND"] <= runs["C_6ND"].max() / 10]
+    return Observations(small["N"], small["D"], small["loss_pile"], compute_flops=small["C_6ND"])
+
+
+def test_weights_are_settled(published_runs, monkeypatch):
+    runs, largest = read_olmo_ladder(published_runs), scalelaws.Target(1e10, 1e12)
+    fit = scalelaws.fit("chinchilla", runs, bootstrap=50)
+    monkeypatch.setattr(powerfits, "SETTLED", 1e-6)
+    monkeypatch.setattr(powerfits, "REWEIGHTINGS", 500)
+    exact = scalelaws.fit("chinchilla", runs, bootstrap=50)
+    losses = [scalelaws.forecast(item, largest).loss.value for item in (fit, exact)]
+    assert losses[0] == pytest.approx(losses[1], rel=3e-4)
+    assert not fit.warnings
+
+
+def test_weights_that_do_not_settle_are_told(published_runs, monkeypatch):
+    monkeypatch.setattr(powerfits, "REWEIGHTINGS", 2)
+    fit = scalelaws.fit("chinchilla", read_olmo_ladder(published_runs), bootstrap=50)
+    assert any("did not settle" in warning for warning in fit.warnings)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,18 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize as scipy_minimize
 
-from scalelaws.engines.powers import Objective, Problems, differentiate, evaluate, minimise, predict_log, project_starts
+from scalelaws.engines.powers import (
+    Objective,
+    Problems,
+    approach,
+    differentiate,
+    evaluate,
+    minimise,
+    predict_log,
+    project_starts,
+)
+from scalelaws.engines.relaxation import Relaxation
+from scalelaws.engines.valleys import follow, straighten
 
 RNG = np.random.default_rng(3)
 U = RNG.normal(size=(40, 2))
@@ -61,3 +72,62 @@ def test_a_problem_without_noise_is_solved_exactly():
     exact = predict_log(TRUTH, U)
     found = minimise(TRUTH + 0.1, pose(exact), Objective(1e-3))
     assert found.t[0] == pytest.approx(TRUTH[0], abs=1e-6)
+
+
+PLACES = np.array([
+    [0.5, -0.2, -0.6, 0.3, 0.4], [0.5, -0.2, -0.6, 0.3, -0.1], [-9.0, -0.2, -0.6, 0.3, 0.4],
+])  # fmt: skip
+"""In the valley; with an exponent below zero; almost without a floor: the last two step in t itself."""
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_derivatives_along_straight_coordinates_equal_differences_along_the_path(place):
+    objective, step = Objective(5.0), 1e-4
+
+    def value(move):
+        return evaluate(follow(place[None], move[None]), pose(), objective)[0]
+
+    gradient, hessian = straighten(place[None], *differentiate(place[None], pose(), objective))
+    units = step * np.eye(5)
+    for k in range(5):
+        assert gradient[0, k] == pytest.approx((value(units[k]) - value(-units[k])) / (2 * step), rel=1e-5, abs=1e-7)
+        for m in range(5):
+            corners = [value(a * units[k] + b * units[m]) * a * b for a in (1, -1) for b in (1, -1)]
+            assert hessian[0, k, m] == pytest.approx(sum(corners) / (4 * step**2), rel=1e-3, abs=1e-4)
+
+
+def test_moving_an_exponent_alone_keeps_loss_and_slopes_in_the_middle():
+    there = follow(TRUTH, np.array([[0.0, 0.0, 0.0, 0.02, -0.03]]))
+    loss = lambda t: np.exp(t[0, :3]).sum()  # noqa: E731
+    assert there[0, 3:] == pytest.approx([0.32, 0.37])
+    assert loss(there) == pytest.approx(loss(TRUTH), rel=1e-12)
+    assert there[0, 1:3] + np.log(there[0, 3:]) == pytest.approx(TRUTH[0, 1:3] + np.log(TRUTH[0, 3:]))
+
+
+def test_a_law_without_a_floor_and_one_that_grows_with_scale_are_found():
+    without_floor = np.array([[-np.inf, -0.2, -0.6, 0.3, 0.4]])
+    growing = np.array([[0.5, -0.2, -0.6, 0.3, -0.1]])
+    for truth in (without_floor, growing):
+        exact = predict_log(truth, U)
+        starts = project_starts(U, exact[0], np.ones(40), np.geomspace(0.1, 1, 5))
+        found = minimise(starts, pose(np.repeat(exact, len(starts), axis=0)), Objective(5.0))
+        best = found.t[[found.value.argmin()]]
+        assert predict_log(best, U) == pytest.approx(exact, abs=1e-5)
+
+
+def test_an_approached_minimum_is_near_the_minimum():
+    objective = Objective(3e-2, 1e-2, 0.5, smooth=True)
+    near, exact = approach(TRUTH + 0.1, pose(), objective), minimise(TRUTH + 0.1, pose(), objective)
+    assert exact.value[0] <= near.value[0] <= exact.value[0] * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("slope", [-1.5, -0.8, 0.9])
+def test_relaxation_settles_where_plain_rounds_swing_or_creep(slope):
+    turn = np.linalg.qr(RNG.standard_normal((3, 3)))[0]
+    matrix, target = turn @ np.diag([slope, 0.5 * slope, 0.0]) @ turn.T, np.array([1.0, -2.0, 0.5])
+    plain, relaxed, relaxation = np.zeros(3), np.zeros(3), Relaxation()
+    for _ in range(30):
+        plain = target + matrix @ (plain - target)
+        relaxed = relaxation.step(relaxed, target + matrix @ (relaxed - target))
+    assert np.abs(relaxed - target).max() < 1e-3
+    assert np.abs(relaxed - target).max() < 0.1 * np.abs(plain - target).max()

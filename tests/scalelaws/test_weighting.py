@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 
 from scalelaws import Observations
 from scalelaws.engines.weighting import excess_on_surface, expect_drift, find_excess, off_level, trim, weigh_compute
-from scalelaws.intervals import infer_noise
+from scalelaws.intervals import HUBER_SDS, NOISES, PRIOR_NOISE_LOG, SCALES, find_spreads, infer_noise
 
 
 def profiles():
@@ -57,6 +57,31 @@ def test_noise_and_scale_of_the_misfit_are_told_apart(noise, scale):
     rng = np.random.default_rng(0)
     misfit = np.linspace(0, 0.04, 400)
     residuals = np.hypot(noise, scale * misfit) * rng.standard_normal(400)
-    found = infer_noise(residuals, np.zeros(400), misfit**2, 395, 4.0).mode
+    found = find_spreads(residuals, np.zeros(400), misfit[None] ** 2, 395, 4.0, np.array([PRIOR_NOISE_LOG, 1.0]))
     assert found[0] == pytest.approx(noise, rel=0.35)
     assert found[1] == pytest.approx(max(scale, 0.05), rel=0.3, abs=0.1)
+    density = infer_noise(residuals, np.zeros(400), misfit**2, 395, 4.0).log_density
+    row, column = np.unravel_index(np.argmax(density), density.shape)
+    assert found[0] == pytest.approx(NOISES[row], rel=0.25)
+    assert found[1] == pytest.approx(SCALES[column], rel=0.25, abs=0.05)
+
+
+def test_spreads_of_two_misfits_are_those_of_scipy():
+    rng = np.random.default_rng(1)
+    first, second = rng.uniform(0, 0.02, 60), rng.uniform(0, 0.03, 60)
+    residuals = np.sqrt(0.002**2 + (0.7 * first) ** 2 + (0.3 * second) ** 2) * rng.standard_t(4, 60)
+    misfits, known = np.stack([first, second]) ** 2, np.full(60, 1e-7)
+
+    def minus_log_density(ln_spreads):
+        variance = np.exp(2 * ln_spreads) @ np.concatenate([np.ones((1, 60)), misfits]) + known
+        size = np.abs(residuals) / np.sqrt(variance)
+        huber = np.where(size < HUBER_SDS, size**2 / 2, HUBER_SDS * (size - HUBER_SDS / 2))
+        away = (ln_spreads - np.log([PRIOR_NOISE_LOG, 1, 1])) / [1.0, 0.4, 0.4]
+        # a normal residual cut at 1.345 has E[size psi(size)] = P(size < 1.345) = .8213
+        return (huber + 0.5 * 0.82134 * 55 / 60 * np.log(variance)).sum() + 0.5 * away @ away
+
+    peer = minimize(minus_log_density, np.log([PRIOR_NOISE_LOG, 1, 1]), method="Nelder-Mead",
+                    options={"xatol": 1e-6, "fatol": 1e-9, "maxiter": 4000})  # fmt: skip
+    for start in ([PRIOR_NOISE_LOG, 1, 1], [1e-4, 0.1, 3.0]):
+        found = find_spreads(residuals, known, misfits, 55, 0.4, np.array(start))
+        assert np.log(found) == pytest.approx(peer.x, abs=1e-3)

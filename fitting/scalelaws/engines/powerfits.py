@@ -14,14 +14,16 @@ from scalelaws.engines.powers import (
     Minima,
     Objective,
     Problems,
+    approach,
     evaluate,
     minimise,
     minimise_best,
     predict_log,
     project_starts,
 )
+from scalelaws.engines.relaxation import Relaxation
 from scalelaws.engines.weighting import excess_on_surface, expect_drift, find_excess, off_level, weigh_compute
-from scalelaws.intervals import HUBER_SDS, PRIOR_NOISE_LOG, NoisePosterior, infer_noise, resample_weights
+from scalelaws.intervals import HUBER_SDS, PRIOR_NOISE_LOG, NoisePosterior, find_spreads, infer_noise, resample_weights
 from scalelaws.laws.base import FitOptions
 from scalelaws.observations import FloatArray, Observations
 
@@ -37,15 +39,18 @@ START_EXPONENTS = np.geomspace(0.05, 1.2, 10)
 """Start of variable projection; covers all published exponents."""
 STARTS_KEPT = 8
 """The most promising starts that are polished; on published runs all of them reach one minimum."""
-REWEIGHTINGS = 4
-"""Rounds of weights from the last surface and noise. On most published sets nothing moves after them; where the best
-split is read off the surface the loss at the largest run may still move by up to .8 % (one of 19 sets, against 16
-rounds)."""
+LEAST_NOISE_LOG = 1e-5
+"""Assumption: losses are known to five digits at best, so no residual of ln loss counts more than one of this size."""
+SETTLED = 0.01
+"""Weights are settled once the fit that they lead to implies no variance that differs by more than 1 %. The loss at the
+largest run is then within .03 % of where further rounds would take it (20 published sets, four origins each)."""
+REWEIGHTINGS = 60
+"""Most rounds of weights before a fit is called unsettled; published sets need 1 to 23, on average 6."""
 WEIGHT_SCALE_SD = 0.4
 """How far, in ln, the runs may move the scales of the expected misfits when they are weighted: a factor of 1.9 either
 way with a probability of 90 % (an assumption between two needs). Of .1, .4 and 1 the smallest forecasts published
-losses a little better (benchmarks/fitting/loss_laws constants), and true laws worse; with it the 240 Chinchilla runs
-give 4.3e10 as optimal size at 5.76e23 FLOPs, far below every other procedure."""
+losses a little better (benchmarks/fitting/loss_laws constants), and true laws worse; with .1 the 240 Chinchilla runs
+give 3.5e10 as optimal size at 5.76e23 FLOPs, far below every other procedure."""
 DRAW_SCALE_SD = 4.0
 """The same where spread is asked for: left to the residuals, down to none (an assumption). The coverage that it leads
 to is printed by benchmarks/fitting/coverage."""
@@ -67,6 +72,8 @@ class PointFit:
     """The same by the split of compute, (n,)."""
     scales: tuple[float, float]
     """What the residuals say of both: factors of `drift` and of `off`."""
+    unsettled: float = 0.0
+    """By how much ln variances still differed from those that the fit implies; 0 where the weights settled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,24 +116,49 @@ class PowerFit:
         return self._reweigh(base)
 
     def _reweigh(self, base: FloatArray) -> PointFit:
-        """Weights are 1 / (noise^2 + known + (s_1 drift)^2 + (s_2 off)^2); noise and scales follow the residuals."""
-        noise, scales = PRIOR_NOISE_LOG, (1.0, 1.0)
-        drift, levels = self._expect_misfit()
-        off, minima = levels, None
+        """Weights are 1 / (noise^2 + known + (s_1 drift)^2 + (s_2 off)^2): those that the fit itself implies."""
+        drift, off = self._expect_misfit()
+        read_surface = self.options.objective == "auto" and self.plane and not off.any()
+        spreads, minima, relaxation = np.array([PRIOR_NOISE_LOG, 1.0, 1.0]), None, Relaxation()
+        variances = self._expect_variances(spreads, drift, off)
         for _ in range(REWEIGHTINGS):
-            if minima is not None and self._needs_surface(levels):
-                off = self._off_surface(minima)
-            weights = base * noise**2 / (noise**2 + self._known + (scales[0] * drift) ** 2 + (scales[1] * off) ** 2)
+            noise, weights = float(np.exp(0.5 * variances[0])), base * np.exp(variances[0] - variances[1:])
             objective = Objective(HUBER_SDS * noise, noise, PRIOR_EXPONENT_SD, smooth=True)
-            minima = self._search(weights, objective) if minima is None else self._polish(minima, weights, objective)
-            before = noise, scales
-            first = self._infer_noise(minima, drift, scales[1] * off, WEIGHT_SCALE_SD, stride=3).mode[1]
-            noise, second = self._infer_noise(minima, off, first * drift, WEIGHT_SCALE_SD, stride=3).mode
-            scales = (first, second)
-            if (noise, scales) == before and not self._needs_surface(levels):
+            if minima is None:
+                minima = self._search(weights, objective)
+            else:
+                minima = approach(minima.t, self._pose(self.y[None], weights[None]), objective)
+            off = self._off_surface(minima) if read_surface else off
+            spreads = self._find_spreads(minima, drift, off, spreads)
+            implied = self._expect_variances(spreads, drift, off)
+            unsettled = float(np.abs(implied - variances).max())
+            if unsettled < SETTLED:
                 break
+            variances = relaxation.step(variances, implied)
         assert minima is not None
-        return PointFit(objective, minima, weights, drift, off, scales)
+        minima = self._polish(minima, weights, objective)
+        scales = float(spreads[1]), float(spreads[2])
+        return PointFit(objective, minima, weights, drift, off, scales, unsettled if unsettled >= SETTLED else 0.0)
+
+    def _expect_variances(self, spreads: FloatArray, drift: FloatArray, off: FloatArray) -> FloatArray:
+        """ln of the squared noise, and of each cell's variance around the law, (1 + n,)."""
+        noise, by_drift, by_split = spreads.tolist()
+        total = noise**2 + self._known + (by_drift * drift) ** 2 + (by_split * off) ** 2
+        return np.asarray(np.log(np.concatenate([[noise**2 + LEAST_NOISE_LOG**2], total])))
+
+    def _find_spreads(self, minima: Minima, drift: FloatArray, off: FloatArray, start: FloatArray) -> FloatArray:
+        """The noise and the scales of both misfits, (3,), that the residuals make most probable."""
+        misfits = np.stack([drift, off]) ** 2
+        return find_spreads(self._residuals(minima), self._known, misfits, self._spare, WEIGHT_SCALE_SD, start)
+
+    def _residuals(self, minima: Minima) -> FloatArray:
+        """Predicted minus observed ln loss, (n,)."""
+        return np.asarray(predict_log(minima.t, self.u)[0] - self.y)
+
+    @property
+    def _spare(self) -> int:
+        """Cells less coefficients."""
+        return len(self.y) - 1 - 2 * self.terms
 
     def _expect_misfit(self) -> tuple[FloatArray, FloatArray]:
         """By the amount of compute, and by its split where runs share a level; `map` expects none."""
@@ -134,25 +166,19 @@ class PowerFit:
             return np.zeros_like(self.y), np.zeros_like(self.y)
         return expect_drift(self.cells.compute), off_level(find_excess(self.cells))
 
-    def _needs_surface(self, levels: FloatArray) -> bool:
-        """Whether the best split must be read off the fitted surface."""
-        return self.options.objective == "auto" and self.plane and not levels.any()
-
     @property
     def _known(self) -> FloatArray:
-        """Variance of ln loss that is known of each cell."""
-        return np.zeros_like(self.y) if self.cells.loss_se_log is None else self.cells.loss_se_log**2
+        """Variance of ln loss that is known of each cell, rounding included."""
+        measured = 0.0 if self.cells.loss_se_log is None else self.cells.loss_se_log**2
+        return np.full_like(self.y, LEAST_NOISE_LOG**2) + measured
 
     def _off_surface(self, minima: Minima) -> FloatArray:
         values = self.to_natural(minima.t)[0]
         return excess_on_surface(values, self.cells.params_non_embedding, self.cells.tokens)
 
-    def _infer_noise(
-        self, minima: Minima, misfit: FloatArray, other: FloatArray, scale_sd: float, stride: int = 1
-    ) -> NoisePosterior:
-        residuals = predict_log(minima.t, self.u)[0] - self.y
-        spare = len(self.y) - 1 - 2 * self.terms
-        return infer_noise(residuals, self._known + other**2, misfit**2, spare, scale_sd, stride=stride)
+    def _infer_noise(self, minima: Minima, misfit: FloatArray, other: FloatArray) -> NoisePosterior:
+        residuals = self._residuals(minima)
+        return infer_noise(residuals, self._known + other**2, misfit**2, self._spare, DRAW_SCALE_SD)
 
     def _pose(self, y: FloatArray, w: FloatArray, prior_mean: FloatArray | None = None) -> Problems:
         if prior_mean is None:
@@ -179,8 +205,8 @@ class PowerFit:
             w = w * resample_weights(cells, count, rng)
         else:
             first, second = point.scales
-            of_drift = self._infer_noise(point.minima, point.drift, second * point.off, DRAW_SCALE_SD)
-            of_split = self._infer_noise(point.minima, point.off, first * point.drift, DRAW_SCALE_SD)
+            of_drift = self._infer_noise(point.minima, point.drift, second * point.off)
+            of_split = self._infer_noise(point.minima, point.off, first * point.drift)
             (noise, drifts), (_, offs) = of_drift.draw(count, rng), of_split.draw(count, rng)
             misfit = (drifts[:, None] * point.drift) ** 2 + (offs[:, None] * point.off) ** 2
             variance = noise[:, None] ** 2 + self._known + misfit
@@ -209,7 +235,7 @@ class PowerFit:
         if self.options.objective in PLAIN:
             return wide
         off = point.scales[1] * point.off
-        return max(wide, self._infer_noise(point.minima, point.drift, off, DRAW_SCALE_SD).spread)
+        return max(wide, self._infer_noise(point.minima, point.drift, off).spread)
 
     def compare_equal_weights(self, point: PointFit) -> float:
         """How much higher ln loss at the largest run would be if all cells counted alike."""

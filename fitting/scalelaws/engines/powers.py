@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelaws.engines.valleys import follow, straighten
 from scalelaws.observations import BoolArray, FloatArray
 
 IntArray = NDArray[np.int64]
@@ -31,10 +32,14 @@ LAST_ROUNDS = 400
 """Newton steps before a problem is called not converged."""
 DECREMENT = 1e-13
 """Converged when Newton promises a relative decrease of the objective below this: rounding of a sum of 1e3 terms."""
+ROUGH = 1e-5
+"""The same where the problem is about to change; it moves a fit by .01 of its standard errors."""
 NOTHING = 1e-7
 """A residual of ln loss that is not worth a further step."""
 STALLED = 1e-8
 """A step that cannot decrease the objective ends the search; it counts as converged below this promised decrease."""
+FIRST_DAMPING = 1e-3
+"""As large as the least curvatures of a scaled Hessian on published runs: a smaller one changes no first step."""
 MAX_DAMPING = 1e12
 PROBLEMS_AT_ONCE = 500
 """Keeps the working arrays of a batch within the processor's caches (500 x 240 runs x 5 numbers = 5 MB)."""
@@ -220,6 +225,11 @@ def minimise_best(start: FloatArray, problems: Problems, objective: Objective) -
     return _solve(found.t[winner], problems.take(winner), objective)
 
 
+def approach(start: FloatArray, problems: Problems, objective: Objective) -> Minima:
+    """Minima good to `ROUGH`, for problems that are about to change."""
+    return _minimise(start, problems, objective, ROUNDS, ROUGH)
+
+
 def _solve(start: FloatArray, problems: Problems, objective: Objective) -> Minima:
     """Straight to the minimum where that works, by stages of a narrowing penalty where it does not."""
     found = _minimise(start, problems, objective, ROUNDS)
@@ -237,48 +247,74 @@ def _narrow(start: FloatArray, problems: Problems, objective: Objective) -> Mini
     return _minimise(start, problems, objective, LAST_ROUNDS)
 
 
-def _minimise(start: FloatArray, problems: Problems, objective: Objective, rounds: int) -> Minima:
-    """Damped Newton steps; problems that are done leave the batch."""
+def _minimise(
+    start: FloatArray, problems: Problems, objective: Objective, rounds: int, enough: float = DECREMENT
+) -> Minima:
+    """Damped Newton steps; problems that are done leave the batch, and only those that moved are differentiated."""
     t, value = np.array(start), np.empty(len(start))
     converged = np.zeros(len(t), dtype=bool)
     point = _visit(t, problems, objective)
     value[:] = point.value
     rows = np.flatnonzero(np.isfinite(value))
-    part, point, damping = problems.take(rows), point.take(rows), np.full(len(rows), 1e-6)
+    if len(rows) == 0:
+        return Minima(t, value, converged)
+    part, point, damping = problems.take(rows), point.take(rows), np.full(len(rows), FIRST_DAMPING)
+    slope = _slope(t[rows], point, part, objective)
     for _ in range(rounds):
-        if len(rows) == 0:
-            break
-        step, promise = _propose(t[rows], point, part, objective, damping)
-        trial = t[rows] + step
+        trial = follow(t[rows], slope.step(damping))
         there = _visit(trial, part, objective)
         better = there.value < point.value
-        promise /= np.maximum(point.value, NOTHING**2 * part.w.sum(axis=1) / objective.noise_log**2)
+        promise = slope.promise / np.maximum(point.value, NOTHING**2 * part.w.sum(axis=1) / objective.noise_log**2)
         t[rows[better]] = trial[better]
         point.update(better, there)
-        damping = np.where(better, np.maximum(damping * 0.1, 1e-12), damping * 8)
-        done = (promise < DECREMENT) | (~better & (promise < 100 * DECREMENT)) | (~better & (damping > MAX_DAMPING))
+        damping = np.where(better, damping * 0.1, np.maximum(damping * 4, slope.stiffness[:, 0]))
+        done = (promise < enough) | (~better & (promise < 100 * DECREMENT)) | (~better & (damping > MAX_DAMPING))
         value[rows] = point.value
         converged[rows] = done & (promise < STALLED)
+        if done.all():
+            break
         if done.any():
             rows, part, point, damping = rows[~done], part.take(~done), point.take(~done), damping[~done]
+            slope, better = slope.take(~done), better[~done]
+        if better.any():
+            slope.update(better, _slope(t[rows[better]], point.take(better), part.take(better), objective))
     return Minima(t, value, converged)
 
 
-def _propose(
-    t: FloatArray, point: _Point, problems: Problems, objective: Objective, damping: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """The damped Newton step (B, P) and the decrease that an undamped one promises (B,).
+@dataclass(frozen=True, eq=False)
+class _Slope:
+    """What the derivatives at a place propose, along the axes of the scaled Hessian."""
 
-    Directions of negative curvature are walked down by their absolute curvature, so a saddle is left, not sought.
-    """
-    gradient, hessian = _differentiate(t, point, problems, objective)
+    directions: FloatArray
+    """(B, P, P), the axes as columns."""
+    along: FloatArray
+    """(B, P), the gradient along them."""
+    stiffness: FloatArray
+    """(B, P), the absolute curvature along them, ascending."""
+    promise: FloatArray
+    """(B,), the decrease that an undamped step promises."""
+
+    def step(self, damping: FloatArray) -> FloatArray:
+        """The damped Newton step (B, P), in the coordinates of `valleys`."""
+        step = -(self.directions @ (self.along / (self.stiffness + damping[:, None]))[:, :, None])[..., 0]
+        return np.clip(step, -4.0, 4.0)
+
+    def take(self, rows: BoolArray) -> _Slope:
+        return _Slope(self.directions[rows], self.along[rows], self.stiffness[rows], self.promise[rows])
+
+    def update(self, rows: BoolArray, other: _Slope) -> None:
+        for name in ("directions", "along", "stiffness", "promise"):
+            getattr(self, name)[rows] = getattr(other, name)
+
+
+def _slope(t: FloatArray, point: _Point, problems: Problems, objective: Objective) -> _Slope:
+    """Directions of negative curvature are walked down by their absolute curvature: a saddle is left, not sought."""
+    gradient, hessian = straighten(t, *_differentiate(t, point, problems, objective))
     size = np.sqrt(np.maximum(np.abs(np.diagonal(hessian, axis1=1, axis2=2)), 1e-300))
-    gradient, hessian = gradient / size, hessian / (size[:, :, None] * size[:, None, :])
-    curvature, axes = np.linalg.eigh(hessian)
-    along = np.einsum("bpq,bp->bq", axes, gradient)
+    curvature, axes = np.linalg.eigh(hessian / (size[:, :, None] * size[:, None, :]))
+    along = (np.swapaxes(axes, 1, 2) @ (gradient / size)[:, :, None])[..., 0]
     stiffness = np.maximum(np.abs(curvature), 1e-14)
-    step = -np.einsum("bpq,bq->bp", axes, along / (stiffness + damping[:, None])) / size
-    return np.clip(step, -4.0, 4.0), 0.5 * (along * along / stiffness).sum(axis=1)
+    return _Slope(axes / size[:, :, None], along, stiffness, 0.5 * (along * along / stiffness).sum(axis=1))
 
 
 def project_starts(u: FloatArray, y: FloatArray, w: FloatArray, exponents: FloatArray) -> FloatArray:

@@ -32,8 +32,9 @@ def find_excess(observations: Observations) -> FloatArray:
     ln_compute, ln_loss = np.log(observations.compute), np.log(observations.loss)
     excess = np.zeros(len(observations))
     for rows in np.split(order, np.flatnonzero(np.diff(ln_compute[order]) > SAME_LEVEL) + 1):
-        sizes = count_levels(observations.params_non_embedding[rows])
-        if sizes >= SIZES_PER_LEVEL and np.ptp(ln_compute[rows]) <= LONGEST_LEVEL:
+        if len(rows) < SIZES_PER_LEVEL or np.ptp(ln_compute[rows]) > LONGEST_LEVEL:
+            continue
+        if count_levels(observations.params_non_embedding[rows]) >= SIZES_PER_LEVEL:
             excess[rows] = ln_loss[rows] - ln_loss[rows].min()
     return excess
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from scalelaws.engines.drift import estimate_drift
-from scalelaws.engines.powerfits import PowerFit
+from scalelaws.engines.powerfits import REWEIGHTINGS, PointFit, PowerFit
 from scalelaws.engines.powers import Minima, predict_log
 from scalelaws.engines.repeats import average_repeats
 from scalelaws.engines.weighting import trim
@@ -96,7 +96,7 @@ class SumOfPowers(LossLaw):
             rmse_log=float(np.sqrt(np.mean(residuals**2))),
             scatter_log=float(np.hypot(scatter, np.sqrt(hidden.mean()))), drift_log_per_efold=drift,
             evidence=Evidence.of(kept, kept.excluded), seconds=time.perf_counter() - started, level=level,
-            scope=dict(cells.scope), warnings=self._warn(),
+            scope=dict(cells.scope), warnings=self._warn(point),
         )  # fmt: skip
 
     def _compare_untrimmed(
@@ -160,10 +160,17 @@ class SumOfPowers(LossLaw):
             return Status.BOUND_HIT, f"{Status.BOUND_HIT.value} ({listed} = 0: the loss does not fall with that scale)"
         return Status.CONVERGED, Status.CONVERGED.value
 
-    def _warn(self) -> tuple[str, ...]:
-        if self.name != "power_law_compute":
-            return ()
-        return ("power_law_compute holds for targets that split compute between N and D as these runs do",)
+    def _warn(self, point: PointFit) -> tuple[str, ...]:
+        warnings = []
+        if self.name == "power_law_compute":
+            warnings.append("power_law_compute holds for targets that split compute between N and D as these runs do")
+        if point.unsettled:
+            warnings.append(
+                f"the weights of the runs did not settle: after {REWEIGHTINGS} rounds variances still differ by "
+                f"{100 * np.expm1(point.unsettled):.2g} % from what the fit implies; objective='map' gives all runs "
+                "the same weight"
+            )
+        return tuple(warnings)
 
     def _unfitted(self, tuned: Observations, options: FitOptions, problem: tuple[Status, str], seconds: float) -> Fit:
         status, message = problem

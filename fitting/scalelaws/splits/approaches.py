@@ -7,13 +7,14 @@ Legend: N* optimal parameters, C training FLOPs, a exponent of N*(C). The approa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scalelaws.estimation import fit
+from scalelaws.forecasting import forecast, measure_extrapolation
 from scalelaws.observations import FLOPS_PER_PARAM_TOKEN, Observations
-from scalelaws.results import Estimate, Fit, FitError
+from scalelaws.results import Allocation, Estimate, Fit, FitError, Target
 from scalelaws.splits.envelopes import trace_envelope
 from scalelaws.splits.isoflops import Isoflops, find_isoflop_optima
 from scalelaws.splits.size_laws import SizeLaw, combine_size_laws, derive_size_law, fit_size_law
@@ -43,6 +44,45 @@ class Approaches:
         """The one to use: the mean of approaches 2 and 3, or whichever there is."""
         return self.laws[-1]
 
+    @property
+    def holds_profiles(self) -> bool:
+        """Whether the runs hold enough isoFLOP curves for approach 2."""
+        return any(law.approach.startswith("isoflop") for law in self.laws)
+
+    def allocate(self, compute_flops: float, loss_fit: Fit) -> Allocation:
+        """The split of a budget, counted as the runs count theirs, by `best`; its loss is what `loss_fit` says of it.
+
+        The interval of N* is for the optimum that one would measure there. Raises FitError for a fit that is not ok.
+        """
+        if not (np.isfinite(compute_flops) and compute_flops > 0):
+            raise ValueError(f"compute_flops must be positive and finite; got {compute_flops}")
+        size, pairs = self.best.predict(compute_flops), compute_flops / self.flops_per_pair
+        target = Target(size.value, pairs / size.value, compute_flops=compute_flops)
+        said = forecast(loss_fit, target)
+        counted = "6ND" if abs(self.flops_per_pair - FLOPS_PER_PARAM_TOKEN) < 0.01 else f"{self.flops_per_pair:.4g}ND"
+        return Allocation(
+            compute_flops, size, _invert(size, pairs, 1, "tokens"), _invert(size, pairs, 2, ""),
+            said.loss or Estimate(np.nan, unit="nats"), self.best.level,
+            measure_extrapolation(loss_fit.evidence, target), f"compare_approaches: {self.best.approach}",
+            loss_fit.status, "; ".join(self.sentences), {**loss_fit.scope, "compute_convention": counted},
+            said.warnings,
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """The approaches as plain data; the last one is the one to use."""
+        optima = () if self.isoflops is None else self.isoflops.optima
+        return {
+            "best": self.best.approach,
+            "approaches": [_describe(law) for law in self.laws],
+            "optima": [
+                {"compute_flops": item.compute_flops, "params": item.params.to_dict(), "status": item.message}
+                for item in optima
+            ],
+            "loss_fit": None if self.loss_fit is None else self.loss_fit.to_dict(),
+            "flops_per_pair": self.flops_per_pair,
+            "sentences": list(self.sentences),
+        }
+
     def table(self, *compute_flops: float) -> pd.DataFrame:
         """One row per approach and budget; the interval of N* is for the optimum that one would measure there."""
         import pandas as pd
@@ -57,6 +97,24 @@ class Approaches:
         names = ("approach", "compute_flops", "exponent", "exponent_low", "exponent_high", "params", "params_low",
                  "params_high", "tokens", "tokens_per_param")  # fmt: skip
         return pd.DataFrame(rows, columns=list(names))
+
+
+def _describe(law: SizeLaw) -> dict[str, Any]:
+    return {
+        "approach": law.approach,
+        "exponent": law.exponent.to_dict(),
+        "coefficient": law.coefficient.to_dict(),
+        "scatter_log": law.scatter_log,
+        "compute_range": list(law.compute_range),
+        "level": law.level,
+        "params_convention": law.params_convention,
+    }
+
+
+def _invert(size: Estimate, pairs: float, power: int, unit: str) -> Estimate:
+    """N D over a power of N: tokens, or tokens per parameter."""
+    low, high = (None if bound is None else pairs / bound**power for bound in (size.high, size.low))
+    return Estimate(pairs / size.value**power, low, high, unit)
 
 
 def compare_approaches(
