@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from foretune.accounting import choose_ffn_width
-from foretune.records import DataSpec, ModelSpec, RunSpec, TrainingSpec
+from foretune.records import DataSpec, DecoderSpec, RunSpec, TrainingSpec
 from foretune.sections import DataSection
 
 
 def make_spec(**overrides: Any) -> RunSpec:
-    """A small run; `overrides` name fields of RunSpec, ModelSpec, DataSpec or TrainingSpec, whichever has them."""
+    """A small run; `overrides` name fields of RunSpec, DecoderSpec, DataSpec or TrainingSpec, whichever has them."""
     width = overrides.get("width", 32)
     model = {
         "architecture": "decoder",
@@ -21,6 +21,7 @@ def make_spec(**overrides: Any) -> RunSpec:
         "ffn_width": choose_ffn_width(width, 8 / 3),
         "vocab_size": 257,
         "base_width": 32,
+        "base_depth": 2,
         "base_head_size": 16,
         "base_ffn_width": choose_ffn_width(32, 8 / 3),
         "qk_norm": False,
@@ -54,7 +55,8 @@ def make_spec(**overrides: Any) -> RunSpec:
         "checkpoint_steps": 0,
     }
     run: dict[str, Any] = {"study": "test", "scale": f"w{width}", "seed": 0}
+    kinds = ((model, DecoderSpec), (data, DataSpec), (training, TrainingSpec))
     for name, value in overrides.items():
-        homes = [fields for fields in (model, data, training) if name in fields]
+        homes = [fields for fields, kind in kinds if name in kind.model_fields]
         (homes[0] if homes else run)[name] = value
-    return RunSpec(**run, model=ModelSpec(**model), data=DataSpec(**data), training=TrainingSpec(**training))
+    return RunSpec(**run, model=DecoderSpec(**model), data=DataSpec(**data), training=TrainingSpec(**training))

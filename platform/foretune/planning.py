@@ -5,36 +5,19 @@ Nothing here reads a clock, a disk or a device, so the same study always plans t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foretune.accounting import choose_ffn_width
+from foretune.deriving import CorpusFacts
 from foretune.errors import InputError
-from foretune.quantities import TokensPerParam, format_count
-from foretune.records import DataSpec, ModelSpec, RunSpec, RunStatus, TrainingSpec, trainer_of
-from foretune.sections import RUN_LIMIT, ScaleSection, TrainingSection
+from foretune.quantities import format_count
+from foretune.records import RunSpec, RunStatus
+from foretune.sections import RUN_LIMIT
 from foretune.study import Study
 
 MIN_STEPS = 10
 """Runs of fewer optimizer steps are skipped: such a loss says nothing of a longer run's settings (an assumption)."""
-
-
-@dataclass(frozen=True)
-class CorpusFacts:
-    """What planning needs to know of a corpus."""
-
-    digest: str
-    """SHA-256 of its tokens."""
-    vocab_size: int
-    """Rows of the embedding."""
-    mixture: Mapping[str, float]
-    """Share of training sequences per domain."""
-    train_tokens: Mapping[str, int]
-    """Distinct training tokens per domain; empty when nothing is trained (replay)."""
-    notes: tuple[str, ...] = ()
-    """What a person ought to know of the corpus, a missing domain for instance."""
 
 
 @dataclass(frozen=True)
@@ -121,56 +104,6 @@ def check_budget(study: Study, plan: Plan, hours: float = 0.0, spent: Spent = NO
         raise InputError("\n".join([*over, "raise the budget, or search fewer values, scales or tokens"]))
 
 
-def resolve_run(
-    study: Study, scale: ScaleSection, point: Mapping[str, Any], corpus: CorpusFacts, *, verification: bool = False
-) -> RunSpec:
-    """One run with every derived number in it. `point` gives the searched values by their names in the space."""
-    training = study.training.model_copy(update={k: v for k, v in point.items() if k in TrainingSection.model_fields})
-    return RunSpec(
-        study=study.study.name,
-        scale=scale.name,
-        role="verification" if verification else "search",
-        trainer=trainer_of(study.trainable, study.runner),
-        model=_resolve_model(study, scale, str(point.get("parametrization", study.proxy.parametrization)), corpus),
-        data=DataSpec(
-            corpus_digest=corpus.digest,
-            seq_len=study.data.seq_len,
-            mixture=dict(corpus.mixture),
-            validation_sequences=study.data.validation_sequences,
-            section=study.data,
-        ),
-        training=_resolve_training(training, resolve_horizon(study, scale, corpus)),
-        seed=int(point.get("seed", study.study.seed)),
-    )
-
-
-def resolve_horizon(study: Study, scale: ScaleSection, corpus: CorpusFacts) -> int:
-    """The rung's training tokens, rounded up to a whole number of steps at every batch size of the space.
-
-    Runs of one cell must see the same number of tokens whatever their batch, or batch and horizon are confounded.
-    """
-    batches = study.search.axis("batch_tokens") or (study.training.batch_tokens,)
-    multiple = math.lcm(*batches)
-    if multiple > 4 * max(batches):
-        raise InputError(
-            f"search.space.batch_tokens: the values {list(batches)} have no common multiple below {4 * max(batches)}, "
-            "so the runs of a cell could not see the same number of tokens; take batches a factor 2 apart"
-        )
-    tokens = scale.tokens
-    if isinstance(tokens, TokensPerParam):
-        tokens = round(tokens.ratio * study.shape(scale, corpus.vocab_size).params_non_embedding)
-    return math.ceil(tokens / multiple) * multiple
-
-
-def nearest_batch(batch_tokens: float, study: Study, horizon_tokens: int) -> int:
-    """The batch nearest to the given one, in logs, that divides the horizon: its runs see the same tokens."""
-    unit = study.data.seq_len * study.training.accumulation_steps
-    steps_at_one_unit = max(1, horizon_tokens // unit)
-    small = [d for d in range(1, math.isqrt(steps_at_one_unit) + 1) if steps_at_one_unit % d == 0]
-    divisors = {divisor for d in small for divisor in (d, steps_at_one_unit // d)}
-    return unit * min(divisors, key=lambda divisor: abs(math.log(divisor * unit / batch_tokens)))
-
-
 def find_obstacle(spec: RunSpec, study: Study, corpus: CorpusFacts) -> str:
     """Why a run would be of no use, or an empty string."""
     training = spec.training
@@ -182,6 +115,12 @@ def find_obstacle(spec: RunSpec, study: Study, corpus: CorpusFacts) -> str:
         return (
             f"warm-up of {training.warmup_steps} and decay of {training.decay_steps} steps do not fit into the run of "
             f"{training.steps}: its learning rate would never reach the peak"
+        )
+    if training.ramp and sum(phase.steps for phase in training.ramp) >= training.steps:
+        return f"the batch ramp is not shorter than the run of {training.tokens} tokens"
+    if training.final_lr_fraction > 1:
+        return (
+            f"its final_lr {training.final_lr_fraction * training.peak_lr:g} is above its peak_lr {training.peak_lr:g}"
         )
     for domain, tokens in corpus.train_tokens.items():
         epochs = corpus.mixture.get(domain, 0.0) * training.tokens / max(1, tokens)
@@ -197,52 +136,3 @@ def check_counts(study: Study, runs: int) -> None:
     """Refuse grids that are larger than anyone means."""
     if runs > RUN_LIMIT:
         raise InputError(f"search.space: {runs} runs, more than {RUN_LIMIT}; search fewer values or scales")
-
-
-def _resolve_model(study: Study, scale: ScaleSection, parametrization: str, corpus: CorpusFacts) -> ModelSpec:
-    shape, proxy = study.shape(scale, corpus.vocab_size), study.proxy
-    return ModelSpec(
-        architecture=proxy.architecture,
-        parametrization="mup" if parametrization == "mup" else "standard",
-        width=shape.width,
-        depth=shape.depth,
-        head_size=shape.head_size,
-        ffn_width=shape.ffn_width,
-        vocab_size=shape.vocab_size,
-        base_width=proxy.base_width,
-        base_head_size=proxy.head_size,
-        base_ffn_width=choose_ffn_width(proxy.base_width, proxy.ffn_ratio),
-        qk_norm=proxy.qk_norm,
-        tied_head=proxy.tied_head,
-        rope_base=proxy.rope_base,
-    )
-
-
-def _resolve_training(training: TrainingSection, tokens: int) -> TrainingSpec:
-    steps = max(1, tokens // training.batch_tokens)
-    decay = _phase_steps(training.decay, steps, training.batch_tokens) if training.schedule == "wsd" else 0
-    assert training.peak_lr is not None, "Study checks that a learning rate is given"
-    return TrainingSpec(
-        optimizer=training.optimizer,
-        schedule=training.schedule,
-        peak_lr=training.peak_lr,
-        batch_tokens=training.batch_tokens,
-        steps=steps,
-        warmup_steps=_phase_steps(training.warmup, steps, training.batch_tokens, whole_fraction=1.0 - 1e-12),
-        decay_steps=decay,
-        final_lr_fraction=training.final_lr_fraction,
-        beta1=training.beta1,
-        beta2=training.beta2,
-        eps=training.eps,
-        weight_decay=training.weight_decay,
-        clip_norm=training.clip_norm,
-        accumulation_steps=training.accumulation_steps,
-        precision=training.precision,
-        evaluations=min(training.evaluations, steps),
-        checkpoint_steps=math.ceil(training.checkpoint_tokens / training.batch_tokens),
-    )
-
-
-def _phase_steps(phase: float, steps: int, batch_tokens: int, whole_fraction: float = 1.0) -> int:
-    """Steps of a phase given as a fraction of the run (up to `whole_fraction`) or in tokens."""
-    return round(phase * steps) if phase <= whole_fraction else math.ceil(phase / batch_tokens)

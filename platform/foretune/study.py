@@ -15,7 +15,6 @@ from typing import Annotated, Any, get_args
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from foretune.accounting import ModelShape, choose_ffn_width
 from foretune.errors import InputError
 from foretune.sections import (
     BudgetSection,
@@ -31,6 +30,7 @@ from foretune.sections import (
     VerificationSection,
     as_tuple,
 )
+from foretune.settings import find_batch_problems, find_training_problems
 
 
 class Study(Section):
@@ -62,6 +62,7 @@ class Study(Section):
     @model_validator(mode="after")
     def _check_whole(self) -> Study:
         problems = [
+            *_proxy_problems(self),
             *_scale_problems(self),
             *_space_problems(self),
             *_training_problems(self),
@@ -79,18 +80,6 @@ class Study(Section):
     def to_toml(self) -> str:
         """The resolved study as a study file."""
         return tomli_w.dumps(self.snapshot())
-
-    def shape(self, scale: ScaleSection, vocab_size: int) -> ModelShape:
-        """The model of a rung, by the rules of `[proxy]`."""
-        return ModelShape(
-            width=scale.width,
-            depth=choose_depth(self.proxy, scale),
-            head_size=scale.head_size or self.proxy.head_size,
-            ffn_width=choose_ffn_width(scale.width, self.proxy.ffn_ratio),
-            vocab_size=vocab_size,
-            tied_head=self.proxy.tied_head,
-            qk_norm=self.proxy.qk_norm,
-        )
 
     def scale_named(self, name: str) -> ScaleSection:
         """The rung of that name."""
@@ -111,6 +100,45 @@ def choose_depth(proxy: ProxySection, scale: ScaleSection) -> int:
     if proxy.depth_rule == "proportional":
         return max(1, round(proxy.depth * scale.width / proxy.base_width))
     return proxy.depth
+
+
+DECODER_FIELDS = {
+    "activation": "hidden_act",
+    "qk_norm": "",
+    "tied_head": "tie_word_embeddings",
+    "rope_base": "rope_parameters",
+    "experts": "num_local_experts",
+}
+"""Fields of `[proxy]` that describe our decoder, with those of most `transformers` configurations in their place."""
+
+
+def _proxy_problems(study: Study) -> list[str]:
+    proxy = study.proxy
+    problems = []
+    if proxy.across_widths != "fit" and proxy.parametrization == "standard":
+        problems.append(
+            f"proxy.across_widths: {proxy.across_widths!r} needs a parametrization under which learning rates "
+            "transfer, and 'standard' claims none; set parametrization = \"mup\", or leave across_widths out"
+        )
+    if proxy.architecture == "transformers":
+        for name, theirs in DECODER_FIELDS.items():
+            if getattr(proxy, name) != type(proxy).model_fields[name].default:
+                instead = f"give {theirs} in [proxy.config]" if theirs else "choose a model_type that has it"
+                problems.append(f"proxy.{name}: describes the decoder of this package; {instead}")
+        if proxy.base_width % proxy.head_size:
+            problems.append(
+                f"proxy.base_width: must be a multiple of head_size {proxy.head_size}, since the base model is built "
+                f"too, got {proxy.base_width}"
+            )
+    sizes = [("proxy.base_width", proxy.base_width, proxy.head_size)]
+    sizes += [(f"scales.{item.name}.width", item.width, item.head_size or proxy.head_size) for item in study.scales]
+    for key, width, head_size in sizes:
+        if width % head_size == 0 and (width // head_size) % proxy.queries_per_key:
+            problems.append(
+                f"{key}: {width // head_size} heads of {head_size} cannot share keys in groups of queries_per_key = "
+                f"{proxy.queries_per_key}; take a multiple of {proxy.queries_per_key * head_size}"
+            )
+    return problems
 
 
 def _scale_problems(study: Study) -> list[str]:
@@ -154,42 +182,8 @@ def _space_problems(study: Study) -> list[str]:
 
 
 def _training_problems(study: Study) -> list[str]:
-    training, search, seq_len = study.training, study.search, study.data.seq_len
-    problems = []
-    rates: list[tuple[str, float]] = [("search.space.peak_lr", rate) for rate in search.axis("peak_lr")]
-    if training.peak_lr is not None:
-        rates.append(("training.peak_lr", training.peak_lr))
-    if not rates:
-        problems.append("training.peak_lr: no learning rate; give it here or as search.space.peak_lr")
-    for key, rate in rates:
-        if not 1e-7 <= rate <= 0.5:
-            problems.append(f"{key}: must lie in [1e-7, 0.5], got {rate:g}; did you mean {_plausible_lr(rate):g}?")
-    for batch in search.axis("batch_tokens"):
-        problems += _batch_problems("search.space.batch_tokens", batch, seq_len, training.accumulation_steps)
-    problems += _batch_problems("training.batch_tokens", training.batch_tokens, seq_len, training.accumulation_steps)
-    phases = training.warmup + training.decay
-    if training.schedule == "wsd" and training.warmup < 1 and training.decay <= 1 and phases > 1:
-        problems.append(
-            f"training: warmup + decay must not exceed the run, got {training.warmup:g} + {training.decay:g}; lower one"
-        )
-    return problems
-
-
-def _batch_problems(key: str, batch: int, seq_len: int, accumulation_steps: int) -> list[str]:
-    if batch < seq_len:
-        return [
-            f"{key}: {batch} is below seq_len {seq_len}; the batch is in tokens: {batch} sequences are "
-            f"{batch * seq_len} tokens"
-        ]
-    if batch % seq_len:
-        below = batch // seq_len * seq_len
-        return [f"{key}: must be a multiple of seq_len {seq_len}, got {batch}; nearest: {below} or {below + seq_len}"]
-    if batch // seq_len % accumulation_steps:
-        return [
-            f"training.accumulation_steps: {accumulation_steps} must divide the {batch // seq_len} sequences of "
-            f"a step of {batch} tokens"
-        ]
-    return []
+    branches = study.search.axis("parametrization") or (study.proxy.parametrization,)
+    return find_training_problems(study.training, study.search, study.scales, study.data.seq_len, branches)
 
 
 def _reference_problems(study: Study) -> list[str]:
@@ -213,20 +207,10 @@ def _point_problems(study: Study, names: list[str]) -> list[str]:
         elif held_out:
             problems.append(f"{key}.scale: {point.scale!r} is held out for verification; choose another scale")
         if point.batch_tokens:
-            batch = point.batch_tokens
-            problems += _batch_problems(
-                f"{key}.batch_tokens", batch, study.data.seq_len, study.training.accumulation_steps
+            problems += find_batch_problems(
+                f"{key}.batch_tokens", point.batch_tokens, study.training, study.data.seq_len
             )
     return problems
-
-
-def _plausible_lr(rate: float) -> float:
-    """The same digits with an exponent that a learning rate may have."""
-    while rate > 0.5:
-        rate /= 1000
-    while 0 < rate < 1e-7:
-        rate *= 1000
-    return rate
 
 
 def load_study(path: str | Path) -> Study:

@@ -36,6 +36,43 @@ def test_flops_per_token_follow_palm_appendix_b() -> None:
     assert shape.flops_per_token(16) == 6 * matrices + 12 * 2 * 8 * 16
 
 
+def test_a_mixture_of_experts_is_counted_by_hand() -> None:
+    shape = ModelShape(
+        width=8,
+        depth=2,
+        head_size=4,
+        ffn_width=24,
+        vocab_size=10,
+        experts=6,
+        active_experts=2,
+        shared_experts=1,
+        expert_width=16,
+    )
+    expert = 3 * 8 * 16
+    assert shape.count_params()["feed_forward"] == 2 * 7 * expert
+    assert shape.count_params()["router"] == 2 * 6 * 8
+    assert shape.params_total - shape.params_active == 2 * 4 * expert
+    assert shape.activation_ratio == 3 / 7
+    matrices = 2 * (4 * 64 + 3 * expert + 6 * 8) + 80
+    assert shape.flops_per_token(16) == 6 * matrices + 12 * 2 * 8 * 16
+
+
+def test_an_activation_ratio_is_that_of_tian_et_al() -> None:
+    # Tian et al. 2025 (arXiv 2507.17702): Ling-mini-beta has 384 experts, 12 of them active, 1 shared, A = 3.4 %.
+    shape = ModelShape(
+        width=2048,
+        depth=20,
+        head_size=128,
+        ffn_width=5632,
+        vocab_size=1,
+        experts=384,
+        active_experts=12,
+        shared_experts=1,
+        expert_width=384,
+    )
+    assert round(100 * shape.activation_ratio, 1) == 3.4
+
+
 @pytest.mark.parametrize("width", [32, 48, 64, 128, 1024])
 def test_ffn_width_is_a_near_multiple_of_eight(width: int) -> None:
     inner = choose_ffn_width(width, 8 / 3)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from foretune.deriving import CorpusFacts
 from foretune.errors import InputError
-from foretune.planning import CorpusFacts, check_budget, plan_runs
+from foretune.planning import check_budget, plan_runs
 from foretune.records import RunSpec, RunStatus
 from foretune.search import ask_search
 from foretune.search.verification import Centre, ask_verification, expect_verification

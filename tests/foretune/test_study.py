@@ -107,7 +107,7 @@ def test_snapshot_reads_back_to_the_same_study() -> None:
         ("search.space.peak_lr", {"low": 0, "high": 1}, "search.space.peak_lr.low: Input should be greater than 0"),
         ("search.space.peak_lr", {"low": 0.1, "high": 0.01}, "low must be below high, got low=0.1, high=0.01"),
         ("search.space.layers", [1, 2], "search.space.layers: unknown dimension; a space may vary"),
-        ("search.space.parametrization", ["mub"], "must be 'standard' or 'mup', got 'mub'"),
+        ("search.space.parametrization", ["mub"], "must be one of standard, mup, depth-mup, completep, got 'mub'"),
         ("search.strategy", "gird", "search.strategy: input should be 'grid' or 'points', got 'gird'"),
         ("verification.scale", "huge", "verification.scale: no such scale 'huge'; scales: small, large"),
         ("runner.kind", "replay", "the replay runner needs either table or [runner.surface]"),
@@ -116,12 +116,129 @@ def test_snapshot_reads_back_to_the_same_study() -> None:
         ("data.corpus", "files", "[data.domains.NAME] tables are needed"),
         ("trainable", "train", "trainable: must read package.module:function, got 'train'"),
         ("target.params", 2**63, "target.params: must fit in 64 bits"),
+        ("training.optimizer", "adam", "training.optimizer: input should be 'adamw', 'nadamw', 'lion', 'sgd', 'muon'"),
+        ("training.power_exponent", 0.51, "training.power_exponent: input should be less than 0, got 0.51"),
+        ("training.power_exponent", -51, "training.power_exponent: input should be greater than or equal to -2"),
+        ("training.ramp_doublings", 0, "training.ramp_doublings: input should be greater than or equal to 1, got 0"),
+        ("training.spikes", "ignore", "training.spikes: input should be 'record' or 'skip', got 'ignore'"),
+        ("training.timescale", 0, "training.timescale: input should be greater than 0, got 0"),
+        (
+            "search.space.optimizer",
+            ["adam"],
+            "must be one of adamw, nadamw, lion, sgd, muon, schedulefree, prodigy, got",
+        ),
+        ("search.space.schedule", ["linear"], "must be one of wsd, cosine, constant, power, got 'linear'"),
+        ("search.space.schedule", {"low": 1, "high": 2}, "search.space.schedule: give a list of at least one value"),
+        ("search.space.beta1", [1], "search.space.beta1: input should be less than 1, got 1.0"),
+        ("search.space.clip_norm", [0], "search.space.clip_norm: input should be greater than 0, got 0.0"),
+        ("search.space.timescale", [0.1, 0], "search.space.timescale: input should be greater than 0, got 0.0"),
     ],
 )
 def test_bad_input_is_refused_with_what_to_try(path: str, value: object, said: str) -> None:
     with pytest.raises(InputError) as error:
         read_study(altered(path, value))
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("training", "space", "said"),
+    [
+        (
+            {"optimizer": "schedulefree"},
+            {},
+            "training.schedule: 'schedulefree' does without a schedule of the learning rate, got 'wsd'; "
+            'set schedule = "constant"',
+        ),
+        ({}, {"optimizer": ["adamw", "prodigy"]}, "training.schedule: 'prodigy' does without a schedule"),
+        (
+            {"optimizer": "prodigy", "schedule": "constant", "peak_lr": 1},
+            {"peak_lr": [1]},
+            "training.optimizer: 'prodigy' has one learning rate for all groups of parameters, which parametrization "
+            "'mup' does not; use parametrization = \"standard\"",
+        ),
+        (
+            {"optimizer": "prodigy", "schedule": "constant"},
+            {"peak_lr": [1e-3], "parametrization": ["standard"]},
+            "search.space.peak_lr: must lie in [0.01, 10], got 0.001; did you mean 1?",
+        ),
+        ({"optimizer": "lion", "timescale": 0.2}, {}, "timescale is that of AdamW's weight decay; give weight_decay"),
+        (
+            {},
+            {"optimizer": ["adamw", "lion"], "timescale": [0.2]},
+            "search.space.timescale: it is that of AdamW's weight decay; give weight_decay with 'lion'",
+        ),
+        (
+            {"timescale": 0.2},
+            {"weight_decay": [0.1]},
+            "search.space.weight_decay: the timescale decides the weight decay of each run; give only one",
+        ),
+        ({"final_lr": 1e-5, "final_lr_fraction": 0.1}, {}, "give either final_lr or final_lr_fraction"),
+        ({"final_lr": 1e-5}, {"final_lr_fraction": [0.1]}, "give either final_lr or final_lr_fraction"),
+        ({"final_lr": 0.02}, {}, "training.final_lr: 0.02 is above the search.space.peak_lr 0.000976562; lower it"),
+        (
+            {"schedule": "constant", "final_lr_fraction": 0.1},
+            {},
+            "training.final_lr_fraction: the schedule 'constant' ends at its peak, got 0.1; leave it out",
+        ),
+        ({"schedule": "power", "warmup": 0.5, "decay": 0.6}, {}, "warmup + decay must not exceed the run"),
+        ({"schedule": "cosine", "warmup": 0.9}, {"schedule": ["cosine", "wsd"]}, "warmup + decay must not exceed"),
+        (
+            {"ramp_tokens": 40960, "ramp_doublings": 5},
+            {},
+            "training.ramp_doublings: a step of 2048 tokens, 16 sequences with accumulation_steps 1, cannot be halved "
+            "5 times; lower it to at most 4",
+        ),
+        (
+            {"ramp_tokens": 40960, "accumulation_steps": 4},
+            {},
+            "16 sequences with accumulation_steps 4, cannot be halved 3 times; lower it to at most 2",
+        ),
+        (
+            {"ramp_tokens": 40960, "batch_tokens": 1920},
+            {},
+            "15 sequences with accumulation_steps 1, cannot be halved 3 times",
+        ),
+        (
+            {"ramp_tokens": 4096},
+            {},
+            "training.ramp_tokens: 4096 is less than a batch of 2048 tokens for each of 3 doublings; raise it to at "
+            "least 6144, or lower ramp_doublings",
+        ),
+        (
+            {"ramp_tokens": "2M"},
+            {},
+            "training.ramp_tokens: 2000000 is not below the 1000000 tokens of scale 'large'; lower it",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    training: dict[str, Any], space: dict[str, Any], said: str
+) -> None:
+    raw = copy.deepcopy(GOOD)
+    raw["training"] |= training
+    raw["search"]["space"] |= space
+    with pytest.raises(InputError) as error:
+        read_study(raw)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("training", "space"),
+    [
+        ({"optimizer": "schedulefree", "schedule": "constant"}, {}),
+        ({"optimizer": "prodigy", "schedule": "constant"}, {"peak_lr": [0.5, 1, 2], "parametrization": ["standard"]}),
+        ({"final_lr": 1e-5, "schedule": "cosine"}, {}),
+        ({"timescale": 0.2, "optimizer": "nadamw"}, {"timescale": [0.1, 0.2]}),
+        ({"ramp_tokens": 6144, "ramp_doublings": 3}, {"batch_tokens": [1024, 2048]}),
+        ({}, {"optimizer": ["adamw", "muon", "lion"], "schedule": ["wsd", "power"], "momentum": [0.9, 0.95]}),
+    ],
+)
+def test_settings_that_go_together_read_back(training: dict[str, Any], space: dict[str, Any]) -> None:
+    raw = copy.deepcopy(GOOD)
+    raw["training"] |= training
+    raw["search"]["space"] |= space
+    study = read_study(raw)
+    assert read_study(study.snapshot()) == study
 
 
 def test_all_errors_of_a_file_come_at_once_and_name_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which tokens a step trains on: a pure function of seed, mixture and step, with no state to save.
+"""Which tokens a run trains on: a pure function of seed, mixture and the number of a sequence, with no state to save.
 
 Sequences are numbered 0, 1, 2, ... over the run, whatever the batch size, so runs of one seed see the same text in the
 same order. Sequence i belongs to the domain whose interval of cumulated shares holds
@@ -30,34 +30,34 @@ KEPT_EPOCHS = 2
 
 
 class BatchStream:
-    """Training batches of one run."""
+    """The training sequences of one run."""
 
-    def __init__(
-        self, corpus: Corpus, mixture: dict[str, float], seq_len: int, batch_sequences: int, seed: int
-    ) -> None:
+    def __init__(self, corpus: Corpus, mixture: dict[str, float], seq_len: int, seed: int) -> None:
         """`mixture` gives the share of sequences per domain; a domain without a share is never read."""
         shares = {name: share for name, share in corpus.resolve_mixture(mixture).items() if share > 0}
-        self.batch_sequences = batch_sequences
         self._domains = [_DomainStream(corpus, name, seq_len, seed) for name in shares]
         self._bounds = _cumulate(list(shares.values()))
+        self._seq_len = seq_len
         self._offset = _hash_number("rotation", seed)
+        self._known: tuple[int, list[int]] = (0, [0] * len(shares))  # a sequence, and those of each domain before it
 
-    def batch(self, step: int) -> NDArray[np.int64]:
-        """Token ids of step 0, 1, ...: shape [batch_sequences, seq_len + 1]; inputs and targets overlap by one."""
-        first = step * self.batch_sequences
-        numbers = np.arange(first, first + self.batch_sequences, dtype=np.uint64)
+    def sequences(self, first: int, count: int) -> NDArray[np.int64]:
+        """Token ids of so many sequences from number `first` on: [count, seq_len + 1]; inputs and targets overlap."""
+        numbers = np.arange(first, first + count, dtype=np.uint64)
         points = numbers * np.uint64(GOLDEN_STEP) + np.uint64(self._offset)  # wraps, as it should
         domains = np.searchsorted(np.array(self._bounds[1:-1], dtype=np.uint64), points, side="right")
-        ranks = [self._count(domain, first) for domain in range(len(self._domains))]
-        rows = []
-        for domain in domains.tolist():
-            rows.append(self._domains[domain].window(ranks[domain]))
-            ranks[domain] += 1
-        return np.stack(rows)
+        known, ranks = self._known
+        if known != first:  # what is asked for is mostly what comes next
+            ranks = [self._count(domain, first) for domain in range(len(self._domains))]
+        rows = [np.flatnonzero(domains == domain) for domain in range(len(self._domains))]
+        found = np.empty((count, self._seq_len + 1), dtype=np.int64)
+        for stream, rank, places in zip(self._domains, ranks, rows, strict=True):
+            found[places] = stream.windows_from(rank, len(places))
+        self._known = (first + count, [rank + len(places) for rank, places in zip(ranks, rows, strict=True)])
+        return found
 
-    def epochs(self, steps: int) -> dict[str, float]:
-        """How often each domain is gone through in that many steps."""
-        sequences = steps * self.batch_sequences
+    def epochs(self, sequences: int) -> dict[str, float]:
+        """How often each domain is gone through in the first so many sequences."""
         counts = [self._count(domain, sequences) for domain in range(len(self._domains))]
         return {stream.name: count / stream.windows for stream, count in zip(self._domains, counts, strict=True)}
 
@@ -83,11 +83,14 @@ class _DomainStream:
                 f"data.seq_len = {seq_len}; shorten the sequences or add text"
             )
 
-    def window(self, number: int) -> NDArray[np.int64]:
-        epoch, place = divmod(number, self.windows)
-        phase, order = self._order(epoch)
-        start = phase + int(order[place]) * self.seq_len
-        return self.tokens[start : start + self.seq_len + 1].astype(np.int64)
+    def windows_from(self, number: int, count: int) -> NDArray[np.integer]:
+        """So many windows from a number on: [count, seq_len + 1]."""
+        epochs, places = np.divmod(np.arange(number, number + count), self.windows)
+        starts = np.empty(count, dtype=np.int64)
+        for epoch in np.unique(epochs).tolist():
+            phase, order = self._order(epoch)
+            starts[epochs == epoch] = phase + order[places[epochs == epoch]] * self.seq_len
+        return np.asarray(self.tokens[starts[:, None] + np.arange(self.seq_len + 1)])
 
     def _order(self, epoch: int) -> tuple[int, NDArray[np.int64]]:
         if epoch not in self._epochs:

@@ -28,16 +28,16 @@ def corpus(tmp_path: Path) -> Corpus:
 MIXTURE = {"a": 0.55, "b": 0.35, "c": 0.1}
 
 
-def stream(corpus: Corpus, mixture: dict[str, float] = MIXTURE, *, batch: int = 16, seed: int = 0) -> BatchStream:
-    return BatchStream(corpus, mixture, seq_len=32, batch_sequences=batch, seed=seed)
+def stream(corpus: Corpus, mixture: dict[str, float] = MIXTURE, *, seed: int = 0) -> BatchStream:
+    return BatchStream(corpus, mixture, seq_len=32, seed=seed)
 
 
 def domain_of(rows: np.ndarray) -> list[str]:
     return ["abc"[int(row[0]) // 100_000] for row in rows]
 
 
-def take_rows(batches: BatchStream, steps: int) -> np.ndarray:
-    return np.concatenate([batches.batch(step) for step in range(steps)])
+def take_rows(batches: BatchStream, steps: int, batch: int = 16) -> np.ndarray:
+    return np.concatenate([batches.sequences(step * batch, batch) for step in range(steps)])
 
 
 def test_rows_are_consecutive_tokens_of_one_domain(corpus: Corpus) -> None:
@@ -54,16 +54,23 @@ def test_a_share_below_rounding_is_never_drawn(corpus: Corpus, name: str) -> Non
     assert len(rows) == 320
 
 
-def test_a_batch_depends_on_nothing_but_seed_and_step(corpus: Corpus) -> None:
-    forward = [stream(corpus).batch(step) for step in range(50)]
+def test_a_sequence_depends_on_nothing_but_seed_and_number(corpus: Corpus) -> None:
+    forward = [stream(corpus).sequences(16 * step, 16) for step in range(50)]
     backward = stream(corpus)
     for step in reversed(range(50)):
-        np.testing.assert_array_equal(backward.batch(step), forward[step])
-    assert not np.array_equal(stream(corpus, seed=1).batch(0), forward[0])
+        np.testing.assert_array_equal(backward.sequences(16 * step, 16), forward[step])
+    assert not np.array_equal(stream(corpus, seed=1).sequences(0, 16), forward[0])
 
 
 def test_the_batch_size_cuts_the_same_sequence(corpus: Corpus) -> None:
-    np.testing.assert_array_equal(take_rows(stream(corpus, batch=4), 24), take_rows(stream(corpus, batch=32), 3))
+    np.testing.assert_array_equal(take_rows(stream(corpus), 24, 4), take_rows(stream(corpus), 3, 32))
+
+
+def test_a_growing_batch_cuts_the_same_sequence(corpus: Corpus) -> None:
+    ramped, batches = [], stream(corpus)
+    for first, count in ((0, 4), (4, 4), (8, 8), (16, 16), (32, 16)):
+        ramped.append(batches.sequences(first, count))
+    np.testing.assert_array_equal(np.concatenate(ramped), take_rows(stream(corpus), 3))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -86,17 +93,17 @@ def test_counting_the_rotation_agrees_with_going_through_it() -> None:
 
 
 def test_an_epoch_reads_every_window_once(corpus: Corpus) -> None:
-    only_c = stream(corpus, {"c": 1.0}, batch=1)
+    only_c = stream(corpus, {"c": 1.0})
     windows = (SIZES["c"] - 32) // 32
     for epoch in range(3):
-        starts = [int(only_c.batch(epoch * windows + place)[0, 0]) - BASES["c"] for place in range(windows)]
+        starts = [int(only_c.sequences(epoch * windows + place, 1)[0, 0]) - BASES["c"] for place in range(windows)]
         assert {right - left for left, right in pairwise(sorted(starts))} == {32}
         assert starts != sorted(starts)
 
 
 def test_epochs_differ_in_order_and_phase(corpus: Corpus) -> None:
-    only_c = stream(corpus, {"c": 1.0}, batch=(SIZES["c"] - 32) // 32)
-    first, second, third = (only_c.batch(epoch)[:, 0] for epoch in range(3))
+    only_c, windows = stream(corpus, {"c": 1.0}), (SIZES["c"] - 32) // 32
+    first, second, third = (only_c.sequences(epoch * windows, windows)[:, 0] for epoch in range(3))
     assert len({int(starts.min()) for starts in (first, second, third)}) > 1
     assert not np.array_equal(np.argsort(first), np.argsort(second))
 
@@ -115,12 +122,12 @@ def test_epochs_count_what_was_read(corpus: Corpus) -> None:
     batches = stream(corpus)
     names = domain_of(take_rows(batches, 30))
     expected = {name: names.count(name) / ((SIZES[name] - 32) // 32) for name in SIZES}
-    assert batches.epochs(30) == expected
+    assert batches.epochs(30 * 16) == expected
 
 
 def test_too_little_text_for_a_sequence_is_refused(corpus: Corpus) -> None:
     with pytest.raises(InputError, match=r"data\.domains\.c: 801 training tokens are fewer than two sequences"):
-        BatchStream(corpus, {"c": 1.0}, seq_len=500, batch_sequences=2, seed=0)
+        BatchStream(corpus, {"c": 1.0}, seq_len=500, seed=0)
 
 
 def test_held_out_windows_are_fixed_spread_and_disjoint(corpus: Corpus) -> None:
