@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor
 
 from foretune.errors import InputError
 
@@ -62,6 +64,12 @@ def describe_device(device: torch.device) -> str:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """The precision of the forward pass; off for float32, also where a caller had switched it on."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def send(values: Sequence[float], device: torch.device) -> Tensor:
+    """Numbers to the device, without waiting for it: only pinned memory is copied beside work."""
+    tensor = torch.tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def synchronize(device: torch.device) -> None:

@@ -8,11 +8,15 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from foretune.diagnosing import DiagnosisLog
 from foretune.records import CurvePoint, RunSpec, RunStatus
 from foretune.schedules import choose_evaluation_steps
+from foretune.spikes import PERSISTENT, WINDOW, Action, SpikeWatch
 
 CURVE_POINTS = 200
-"""Most training losses kept of a run; held-out losses are kept besides."""
+"""Most training losses kept of a run; held-out losses are kept besides, and the first spikes."""
+SPIKE_POINTS = 100
+"""Most spikes kept on the curve of a run that takes no notice of them."""
 PATIENCE_STEPS = 50
 """Steps in a row with a loss too high after which a run counts as diverged (assumption)."""
 _CURVE = TypeAdapter(tuple[CurvePoint, ...])
@@ -37,6 +41,8 @@ class Recorder:
         self.evaluation_steps = frozenset(choose_evaluation_steps(training))
         self.curve: tuple[CurvePoint, ...] = ()
         self.held_out: dict[str, float] = {}
+        self.spikes = SpikeWatch(training)
+        self.diagnoses = DiagnosisLog(training)
         self._training = training
         self._report = report
         self._stride = math.ceil(training.steps / CURVE_POINTS)
@@ -46,10 +52,20 @@ class Recorder:
         self._steps_too_high = 0
 
     def record_step(self, step: int, lr: float, loss: float, gradient_norm: float) -> None:
-        """Take the training loss of a finished step (counted from 1). Raises RunStopped when the run is lost."""
+        """Take the training loss of a finished step (counted from 1). Raises RunStopped when the run is lost.
+
+        A run that skips spikes had them judged before the update; the others have it done here.
+        """
+        if not self.spikes.skips:
+            self.spikes.judge(step, loss, gradient_norm)
+        elif self.spikes.last and self.spikes.last.action is Action.SKIP:
+            self._record_skip(step, lr, loss)
+            return
         divergence = self._find_divergence(step, loss, gradient_norm)
         leaks = loss <= 0 and not divergence
-        if divergence or leaks or (step % self._stride == 0 and step not in self.evaluation_steps):
+        spike = self.spikes.last is not None and len(self.spikes.spikes) <= SPIKE_POINTS
+        due = (spike or step % self._stride == 0) and step not in self.evaluation_steps
+        if divergence or leaks or due:
             self._keep(step, lr, loss if math.isfinite(loss) else None)  # the last point of a curve, too
         if divergence:
             self._stop_diverged(divergence, lr)
@@ -82,6 +98,8 @@ class Recorder:
             "limit": self._limit,
             "last_loss": self._last_loss,
             "steps_too_high": self._steps_too_high,
+            "spikes": self.spikes.state(),
+            "diagnoses": self.diagnoses.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -91,6 +109,8 @@ class Recorder:
         self._limit = state["limit"]
         self._last_loss = state["last_loss"]
         self._steps_too_high = state["steps_too_high"]
+        self.spikes.restore(state["spikes"])
+        self.diagnoses.restore(state["diagnoses"])
 
     def _find_divergence(self, step: int, loss: float, gradient_norm: float) -> str:
         """What is wrong with a step, or nothing."""
@@ -105,12 +125,19 @@ class Recorder:
             return f"training loss above {self._limit:.3f} for {PATIENCE_STEPS} steps up to step {step}"
         return ""
 
+    def _record_skip(self, step: int, lr: float, loss: float) -> None:
+        """A try of this step whose update was not applied: its point has the steps done before it, and no rate."""
+        self._keep(step - 1, lr, loss)
+        if self.spikes.gives_up:
+            problem = f"more than {PERSISTENT} spikes among the last {WINDOW} tries, up to step {step}"
+            self._stop_diverged(problem, self._training.peak_lr)
+
     def _stop_diverged(self, problem: str, lr: float) -> None:
         last = "none" if self._last_loss is None else f"{self._last_loss:.4f}"
         raise RunStopped(RunStatus.DIVERGED, f"{problem} (last finite loss {last}, learning rate {lr:.3g})")
 
     def _keep(self, step: int, lr: float, loss: float | None, held_out: float | None = None) -> None:
-        tokens = step * self._training.batch_tokens
+        tokens = self._training.tokens_at(step)
         point = CurvePoint(step=step, tokens=tokens, lr=lr, loss=loss, held_out=held_out)
         self.curve = (*self.curve, point)
         self._report(point)

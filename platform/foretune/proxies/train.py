@@ -1,193 +1,312 @@
-"""Train one proxy from a RunSpec: build, step, evaluate, checkpoint. Top to bottom, this is what a run is."""
+"""Train proxies from their RunSpecs: build, step, evaluate, checkpoint. Top to bottom, this is what a run is.
+
+Runs of one shape train as one pack: every tensor has a first dimension of rows, and a row is one run, or several runs
+whose training is the same up to the step at which the first of them begins to decay. A run alone is a pack of one.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from foretune.corpora import BatchStream, Corpus, open_corpus, take_validation_batches
-from foretune.proxies.checkpoint import CheckpointFolder
-from foretune.proxies.model import Proxy, measure_loss
-from foretune.proxies.optimization import build_optimizer, set_lr
-from foretune.proxies.process import autocast, choose_device, describe_device, reset_process, synchronize
-from foretune.proxies.recording import Recorder, RunStopped
-from foretune.records import CurvePoint, RunOutcome, RunSpec, RunStatus
-from foretune.schedules import schedule_lr
+from foretune.corpora import Corpus, open_corpus
+from foretune.packing import find_trunks, pack_key
+from foretune.proxies.diagnostics import MEASURES
+from foretune.proxies.feed import Feed, Order, order_batch
+from foretune.proxies.members import Member
+from foretune.proxies.process import choose_device, describe_device, reset_process, synchronize
+from foretune.proxies.stepping import Stepper, StepResult
+from foretune.records import CurvePoint, DecoderSpec, RunOutcome, RunSpec
+from foretune.sections import Compile
 
-GPU_STEPS_PER_READ = 16
-"""Losses stay on a GPU for this many steps, since reading one waits for the device."""
+STEPS_PER_READ = {"cpu": 1, "cuda": 16}
+"""Steps for which losses stay on the device: reading one waits for a GPU."""
+WARMUP_STEPS = 3
+"""Steps before throughput is measured: compilation, allocation, and the recording of CUDA graphs at the third call."""
+
+Row = list[Member]
+"""Runs that share weights and state; the first of them pays for it."""
 
 
-def train_run(spec: RunSpec, workspace: Path, report: Callable[[CurvePoint], None]) -> RunOutcome:
-    """Train to the last step, or to the step at which the run is lost; go on from a checkpoint in `workspace`.
+def train_run(spec: RunSpec, folder: Path, report: Callable[[CurvePoint], None]) -> RunOutcome:
+    """Train to the last step, or to the step at which the run is lost; go on from a checkpoint in `folder`.
 
     `report` gets every curve point of this attempt. A run that diverges is an outcome, not an error; InputError is
     raised when the corpus of this machine is not the planned one.
     """
-    reset_process(spec.seed)
-    run = _Run(spec, workspace, report)
-    try:
-        run.resume()
-        run.train()
-        run.recorder.check_movement()
-    except RunStopped as stop:
-        return run.conclude(stop.status, stop.reason)
-    return run.conclude(RunStatus.COMPLETED)
+    ((_, outcome),) = train_runs([spec], [folder], lambda _, point: report(point))
+    return outcome
 
 
-def measure_throughput(spec: RunSpec, steps: int = 3) -> float:
-    """Seconds per training step on this machine, after one step to warm up; evaluations are not counted."""
-    reset_process(spec.seed)
-    trainer = Trainer(spec, _open_corpus(spec))
-    trainer.train_step(0, 0.0)
-    synchronize(trainer.device)
-    began = time.monotonic()
-    for step in range(1, steps + 1):
-        trainer.train_step(step, 0.0)
-    synchronize(trainer.device)
+def train_runs(
+    specs: Sequence[RunSpec],
+    folders: Sequence[Path],
+    report: Callable[[RunSpec, CurvePoint], None],
+    *,
+    share_trunks: bool = True,
+    compiled: Compile = "auto",
+) -> Generator[tuple[RunSpec, RunOutcome]]:
+    """Train runs of one shape (`packing.pack_key`) as one batched computation, each in a folder of its own.
+
+    Yields the outcome of each as soon as it ends. Every run equals its training alone up to the rounding of sums;
+    `share_trunks` and `compiled` are those of `[runner]`.
+    """
+    with closing(Pack(specs, folders, report, share_trunks=share_trunks, compiled=compiled)) as pack:
+        for member in pack.train():
+            assert member.outcome is not None
+            yield member.spec, member.outcome
+
+
+def measure_throughput(specs: Sequence[RunSpec], steps: int = 3, *, compiled: Compile = "auto") -> float:
+    """Seconds per training step of these runs as one pack on this machine, evaluations not counted."""
+    reset_process(specs[0].seed)
+    device, corpus = choose_device(), _open_corpus(specs[0])
+    stepper = Stepper(specs, corpus, device, compiled=_compiles(compiled, specs[0], device))
+    lr = [spec.training.peak_lr for spec in specs]
+    began = 0.0
+    with closing(Feed(corpus, specs, device)) as feed:
+        for step in range(WARMUP_STEPS + steps):
+            if step == WARMUP_STEPS:
+                synchronize(device)
+                began = time.monotonic()
+            tokens = feed.take([order_batch(spec, step) for spec in specs])
+            feed.prepare([order_batch(spec, step + 1) for spec in specs])
+            stepper.step(tokens, lr)
+        synchronize(device)
     return (time.monotonic() - began) / steps
 
 
-class Trainer:
-    """Model, optimizer and data of one run."""
+@dataclass(frozen=True)
+class Unread:
+    """What a step measured, still on the device."""
 
-    def __init__(self, spec: RunSpec, corpus: Corpus) -> None:
-        """Everything is a pure function of the spec: weights by its seed, batches by seed and step."""
-        self.spec = spec
-        self.device = choose_device()
-        seq_len, training = spec.data.seq_len, spec.training
-        self.model = Proxy(spec.model, seq_len=seq_len, seed=spec.seed).to(self.device)
-        self.optimizer = build_optimizer(self.model, spec.model, training)
-        self.stream = BatchStream(corpus, spec.data.mixture, seq_len, training.batch_tokens // seq_len, spec.seed)
-        held_out = take_validation_batches(corpus, seq_len, spec.data.validation_sequences)
-        self.held_out = {name: torch.from_numpy(rows).to(self.device) for name, rows in held_out.items()}
-        self.micro_sequences = self.stream.batch_sequences // training.accumulation_steps
+    steps: list[int | None]
+    """Steps done by each row, this one included, applied or not; None for a row that sat it out."""
+    lr: list[float]
+    """Learning rate of each row."""
+    measured: Tensor
+    """Losses and gradient norms, [2, rows]."""
+    diagnosed: Tensor | None
+    """What was diagnosed, [len(MEASURES), rows]."""
+    parts: int
+    """Micro-batches that were looked at one by one; 0 where nothing was diagnosed."""
 
-    def train_step(self, step: int, lr: float) -> tuple[Tensor, Tensor]:
-        """One optimizer step; its training loss and its gradient norm before clipping, on the device."""
-        training = self.spec.training
-        set_lr(self.optimizer, lr)
-        tokens = torch.from_numpy(self.stream.batch(step))
-        if self.device.type == "cuda":
-            tokens = tokens.pin_memory().to(self.device, non_blocking=True)  # only pinned memory copies beside work
-        total = torch.zeros((), device=self.device)
-        for micro in torch.split(tokens, self.micro_sequences):
-            loss = self._loss(micro) / training.accumulation_steps
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return total, norm
-
-    @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Held-out loss per domain, nats per token, always on the same sequences."""
-        means = [
-            torch.stack([self._loss(part) * len(part) for part in torch.split(rows, self.micro_sequences)]).sum()
-            / len(rows)
-            for rows in self.held_out.values()
+    def list_diagnosed(self, norms: Sequence[float]) -> list[dict[str, float] | None]:
+        """What was diagnosed in each row, by name; None where nothing was."""
+        if self.diagnosed is None:
+            return [None] * len(norms)
+        columns = self.diagnosed.T.tolist()
+        return [
+            {**dict(zip(MEASURES, column, strict=True)), "gradient_norm": norm, "parts": self.parts}
+            for column, norm in zip(columns, norms, strict=True)
         ]
-        return dict(zip(self.held_out, torch.stack(means).tolist(), strict=True))
-
-    def _loss(self, tokens: Tensor) -> Tensor:
-        with autocast(self.device, self.spec.training.precision):
-            return measure_loss(self.model, tokens)
 
 
-class _Run:
-    """One attempt at a run: the loop around a trainer, and what it leaves behind."""
+class Pack:
+    """The loop over the steps of runs that train together."""
 
-    def __init__(self, spec: RunSpec, workspace: Path, report: Callable[[CurvePoint], None]) -> None:
-        self.spec = spec
-        self.corpus = _open_corpus(spec)
-        self.trainer = Trainer(spec, self.corpus)
-        self.recorder = Recorder(spec, report)
-        self.checkpoints = CheckpointFolder(workspace / "checkpoints", spec.run_id)
-        self.step = 0
-        self._began = time.monotonic()
-        self._unread: list[tuple[int, float, Tensor, Tensor]] = []
+    def __init__(
+        self,
+        specs: Sequence[RunSpec],
+        folders: Sequence[Path],
+        report: Callable[[RunSpec, CurvePoint], None],
+        *,
+        share_trunks: bool,
+        compiled: Compile,
+    ) -> None:
+        """Build everything, from checkpoints where there are some."""
+        assert len({pack_key(spec) for spec in specs}) == 1, "runs of a pack must agree in packing.pack_key"
+        self._mark = time.monotonic()
+        reset_process(specs[0].seed)
+        self.device = choose_device()
+        self.skips_spikes = any(spec.training.spikes == "skip" for spec in specs)
+        self.compiled = _compiles(compiled, specs[0], self.device)
+        corpus = _open_corpus(specs[0])
+        facts = {"device": describe_device(self.device), "pack_size": len(specs)}
+        members = [
+            Member(spec, folder, partial(report, spec), corpus, facts)
+            for spec, folder in zip(specs, folders, strict=True)
+        ]
+        states = {member.spec.run_id: member.load(self.device) for member in members}
+        self.rows = _share_rows(members) if share_trunks else [[member] for member in members]
+        self.stepper = Stepper([row[0].spec for row in self.rows], corpus, self.device, compiled=self.compiled)
+        for number, row in enumerate(self.rows):
+            if (state := states[row[0].spec.run_id]) is not None:
+                self.stepper.load_state_of(number, state)
+        self.feed = Feed(corpus, specs, self.device)
+        self._unread: list[Unread] = []
+        self._ended: list[Member] = []
 
-    def train(self) -> None:
-        training = self.spec.training
-        steps_per_read = GPU_STEPS_PER_READ if self.trainer.device.type == "cuda" else 1
-        while self.step < training.steps:
-            lr = schedule_lr(training, self.step)
-            loss, norm = self.trainer.train_step(self.step, lr)
-            self.step += 1
-            self._unread.append((self.step, lr, loss, norm))
-            evaluates = self.step in self.recorder.evaluation_steps
-            checkpoints = training.checkpoint_steps > 0 and self.step % training.checkpoint_steps == 0
-            if evaluates or checkpoints or len(self._unread) >= steps_per_read:
+    def train(self) -> Iterator[Member]:
+        """Step until every run has ended; yield each as it ends."""
+        yield from self._settle()  # a run that was killed after its last step has only to be concluded
+        while self.rows:
+            self._step()
+            if self._is_due():
                 self._read_losses()
-            if evaluates:
-                self._evaluate(lr)
-            if checkpoints:
+                self._evaluate()
                 self._save()
+                yield from self._settle()
 
-    def resume(self) -> None:
-        state = self.checkpoints.load(self.trainer.device)
-        if state is None:
-            return
-        self.trainer.model.load_state_dict(state["model"])
-        self.trainer.optimizer.load_state_dict(state["optimizer"])
-        self.recorder.restore(state["recorder"])
-        torch.set_rng_state(state["rng"].cpu())
-        self.step = state["step"]
-        self._began -= state["wall_seconds"]
+    def close(self) -> None:
+        """End the thread that prepares batches."""
+        self.feed.close()
 
-    def conclude(self, status: RunStatus, reason: str = "") -> RunOutcome:
-        done = status is RunStatus.COMPLETED
-        return RunOutcome(
-            status=status,
-            reason=reason,
-            loss=self._mix(self.recorder.held_out) if done else None,
-            loss_by_domain=self.recorder.held_out if done else {},
-            curve=self.recorder.curve,
-            tokens=self.recorder.curve[-1].tokens,  # the step that ended it: a GPU may be some steps ahead
-            wall_seconds=self._elapsed(),
-            device=describe_device(self.trainer.device),
-            bytes_per_token=self._bytes_per_token(),
-        )
+    def _step(self) -> None:
+        """One step of every row but those whose batch has another size just now, on different places of a ramp."""
+        orders, steps = self._order_batches()
+        tokens = self.feed.take(orders)
+        self.feed.prepare(self._order_batches(ahead=True)[0])
+        diagnose = any(member.diagnosed for row, taken in zip(self.rows, steps, strict=True) if taken for member in row)
+        result = self.stepper.measure(tokens, diagnose=diagnose)
+        factors = self._judge(result, steps)
+        lr = [row[0].lr * factor if row else 0.0 for row, factor in zip(self.rows, factors, strict=True)]
+        applied = [factor > 0 for factor in factors]
+        diagnosed = self.stepper.update(result, lr, None if all(applied) else applied)
+        done = [row[0].step + 1 if taken else None for row, taken in zip(self.rows, steps, strict=True)]
+        self._advance(steps, applied)
+        parts = result.probe.parts if result.probe else 0
+        self._unread.append(Unread(done, lr, torch.stack((result.losses, result.norms)), diagnosed, parts))
+
+    def _judge(self, result: StepResult, steps: Sequence[bool]) -> list[float]:
+        """The factor on each row's learning rate, 0 for one that sits the step out or skips a spike.
+
+        It is the one place that waits for the device within a step, and only where a run skips spikes.
+        """
+        factors = [float(taken) for taken in steps]
+        if self.skips_spikes:
+            for number, (loss, norm) in enumerate(torch.stack((result.losses, result.norms), dim=1).tolist()):
+                if steps[number]:
+                    factors[number] = min(member.judge(loss, norm) for member in self.rows[number])
+        return factors
+
+    def _advance(self, steps: Sequence[bool], applied: Sequence[bool]) -> None:
+        """Count the step in the rows that took it; what a row computed is paid for by its first run."""
+        for row, taken, counts in zip(self.rows, steps, applied, strict=True):
+            if taken:
+                row[0].own_tokens += row[0].spec.training.batch_tokens_at(row[0].step)
+            for member in row:
+                member.advance(skipped=not counts) if taken else member.rest()
+
+    def _order_batches(self, *, ahead: bool = False) -> tuple[list[Order], list[bool]]:
+        """The batch of each row, and which rows take the step; one that does not is given the batch of another."""
+        wanted = [row[0].order(ahead=ahead) if row else None for row in self.rows]
+        smallest = min((order for order in wanted if order), key=lambda order: order.count)
+        steps = [order is not None and order.count == smallest.count for order in wanted]
+        return [order if order and order.count == smallest.count else smallest for order in wanted], steps
+
+    def _is_due(self) -> bool:
+        steps_per_read = 1 if self.skips_spikes else STEPS_PER_READ[self.device.type]
+        return len(self._unread) >= steps_per_read or any(member.is_due for row in self.rows for member in row)
 
     def _read_losses(self) -> None:
         """Bring the losses since the last reading from the device, all at once, and record them in order."""
         unread, self._unread = self._unread, []
-        values = torch.stack([torch.stack((loss, norm)) for _, _, loss, norm in unread]).tolist()
-        for (step, lr, _, _), (loss, norm) in zip(unread, values, strict=True):
-            self.recorder.record_step(step, lr, loss, norm)
+        values = torch.stack([one.measured for one in unread]).tolist()
+        self._share_time()
+        for one, (losses, norms) in zip(unread, values, strict=True):
+            columns = zip(self.rows, one.steps, one.lr, losses, norms, one.list_diagnosed(norms), strict=True)
+            for row, step, lr, loss, norm, measured in columns:
+                for member in row if step is not None else ():
+                    member.record_step(step, lr, loss, norm, measured)
+            self._drop_ended()
 
-    def _evaluate(self, lr: float) -> None:
-        by_domain = self.trainer.evaluate()
-        self.recorder.record_held_out(self.step, lr, self._mix(by_domain), by_domain)
+    def _evaluate(self) -> None:
+        """Measure the held-out loss in the rows of which a run wants it."""
+        wanted = [number for number, row in enumerate(self.rows) if any(member.evaluates for member in row)]
+        for number, by_domain in zip(wanted, self.stepper.evaluate(wanted) if wanted else (), strict=True):
+            for member in self.rows[number]:
+                if member.evaluates:
+                    member.record_held_out(by_domain)
+        self._drop_ended()
 
     def _save(self) -> None:
-        state: dict[str, Any] = {
-            "model": self.trainer.model.state_dict(),
-            "optimizer": self.trainer.optimizer.state_dict(),
-            "recorder": self.recorder.state(),
-            "rng": torch.get_rng_state(),
-            "step": self.step,
-            "wall_seconds": self._elapsed(),
-        }
-        self.checkpoints.save(self.step, state)
+        """Write the checkpoints that are due; a run in a shared row has one of its own, which makes it independent."""
+        self._share_time()
+        for number, row in enumerate(self.rows):
+            for member in row:
+                if member.saves:
+                    member.save(self.stepper.state_of(number))
 
-    def _mix(self, by_domain: dict[str, float]) -> float:
-        """The mean over domains, weighted by the mixture; domains without a share do not count."""
-        return sum(share * by_domain[name] for name, share in self.spec.data.mixture.items() if share > 0)
+    def _settle(self) -> Iterator[Member]:
+        """Conclude and yield the runs that have ended, and lay the rows out anew for the others."""
+        self._share_time()
+        for member in [member for row in self.rows for member in row if member.finished]:
+            member.finish()
+        self._drop_ended()
+        ended, self._ended = self._ended, []
+        yield from ended
+        self._mark = time.monotonic()  # whoever asked for the outcomes took his time
+        self._compact()
+        self._fork()
 
-    def _bytes_per_token(self) -> float | None:
-        ratios = {name: facts.bytes_per_token for name, facts in self.corpus.domains.items()}
-        known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
-        return self._mix(known) if len(known) == len(ratios) else None
+    def _drop_ended(self) -> None:
+        """Take runs that have ended out of their rows: the next one of a shared row is its first from now on."""
+        for row in self.rows:
+            self._ended += [member for member in row if member.outcome is not None]
+            row[:] = [member for member in row if member.outcome is None]
 
-    def _elapsed(self) -> float:
-        return time.monotonic() - self._began
+    def _compact(self) -> None:
+        """Give up the rows of no run, when that pays: compiled code is compiled again for another number of rows."""
+        live = [number for number, row in enumerate(self.rows) if row]
+        empty = len(self.rows) - len(live)
+        if empty and (not self.compiled or empty >= len(live)):
+            self.rows = [self.rows[number] for number in live]
+            if live:
+                self.stepper.take(live)
+
+    def _fork(self) -> None:
+        """Give every run whose decay begins a row of its own, copied from the one that it shared."""
+        copies = []
+        for number, row in enumerate(self.rows):
+            for member in [member for member in row if member.step >= member.fork_step]:
+                member.fork_step = math.inf
+                if member is not row[0]:
+                    row.remove(member)
+                    copies.append((number, member))
+        if copies:
+            self.stepper.take([*range(len(self.rows)), *(number for number, _ in copies)])
+            self.rows += [[member] for _, member in copies]
+
+    def _share_time(self) -> None:
+        """Every row costs the same share of the time since the last call."""
+        now = time.monotonic()
+        live = [row[0] for row in self.rows if row]
+        for member in live:
+            member.wall_seconds += (now - self._mark) / len(live)
+        self._mark = now
+
+
+def _share_rows(members: Sequence[Member]) -> list[Row]:
+    """One row for every trunk, the longest run first; members that resume at different steps share nothing."""
+    rows: list[Row] = []
+    for _, group in groupby(sorted(members, key=lambda member: member.step), key=lambda member: member.step):
+        beside = {member.spec.run_id: member for member in group}
+        trunks = find_trunks([member.spec for member in beside.values()])
+        shared = {run_id: leader for run_id, (leader, fork) in trunks.items() if beside[run_id].step <= fork}
+        for run_id in shared:
+            beside[run_id].fork_step = trunks[run_id][1]
+        for leader, member in beside.items():
+            if leader not in shared:
+                followers = [beside[run_id] for run_id in shared if shared[run_id] == leader]
+                rows.append([member, *sorted(followers, key=lambda follower: -follower.fork_step)])
+    return rows
+
+
+def _compiles(compiled: Compile, spec: RunSpec, device: torch.device) -> bool:
+    """Whether to compile: under `auto` on a GPU, and only layers whose shapes do not depend on the data."""
+    if compiled != "auto":
+        return compiled == "on"
+    return device.type == "cuda" and isinstance(spec.model, DecoderSpec) and spec.model.experts is None
 
 
 def _open_corpus(spec: RunSpec) -> Corpus:

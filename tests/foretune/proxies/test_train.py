@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,10 @@ import torch
 from foretune.corpora import Corpus
 from foretune.errors import InputError
 from foretune.proxies.process import count_threads
-from foretune.proxies.train import Trainer, measure_throughput, train_run
+from foretune.proxies.stepping import Stepper, StepResult
+from foretune.proxies.train import measure_throughput, train_run
 from foretune.records import CurvePoint, RunOutcome, RunSpec, RunStatus
+from foretune_packs import build_stepper, take_batches
 
 MakeRun = Callable[..., RunSpec]
 FIVE_WORDS_NATS = math.log(5) / (sum(map(len, ("alpha ", "beta ", "gamma ", "delta ", "epsilon\n"))) / 5)
@@ -89,23 +92,27 @@ def test_away_from_the_base_width_they_are_not(make_run: MakeRun, tmp_path: Path
 def test_accumulated_gradients_are_those_of_the_whole_batch(
     make_run: MakeRun, corpus: Corpus, accumulation_steps: int
 ) -> None:
-    gradients = []
+    found = []
     for parts in (1, accumulation_steps):
-        trainer = Trainer(make_run(accumulation_steps=parts, clip_norm=1e9), corpus)
-        trainer.optimizer.step = trainer.optimizer.zero_grad = lambda *_: None  # type: ignore[method-assign]
-        loss, norm = trainer.train_step(0, 0.01)
-        gradients.append([loss, norm, *(p.grad for p in trainer.model.parameters())])
-    for whole, summed in zip(*gradients, strict=True):
+        spec = make_run(accumulation_steps=parts)
+        stepper = build_stepper(corpus, spec)
+        losses = stepper.accumulate(take_batches(corpus, 0, spec))
+        found.append([losses, stepper.state.gradients])
+    for whole, summed in zip(*found, strict=True):
         torch.testing.assert_close(summed, whole, atol=1e-6, rtol=1e-5)
 
 
-def test_gradients_are_clipped_to_the_norm(make_run: MakeRun, corpus: Corpus) -> None:
-    trainer = Trainer(make_run(clip_norm=0.01), corpus)
-    trainer.optimizer.step = trainer.optimizer.zero_grad = lambda *_: None  # type: ignore[method-assign]
-    _, norm = trainer.train_step(0, 0.01)
-    clipped = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]).norm()
-    assert norm > 0.01
-    assert clipped.item() == pytest.approx(0.01, rel=1e-3)
+def test_the_gradients_of_each_member_are_clipped_as_torch_does(make_run: MakeRun, corpus: Corpus) -> None:
+    specs = [make_run(seed=seed, clip_norm=limit) for seed, limit in enumerate((0.01, 0.3, 1e9))]
+    stepper = build_stepper(corpus, *specs)
+    stepper.accumulate(take_batches(corpus, 0, *specs))
+    rows = stepper.state.gradients.clone()
+    norms = stepper.clip()
+    for row, clipped, norm, spec in zip(rows, stepper.state.gradients, norms, specs, strict=True):
+        parameter = torch.nn.Parameter(torch.zeros_like(row))
+        parameter.grad = row
+        torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_([parameter], spec.training.clip_norm))
+        torch.testing.assert_close(clipped, parameter.grad)
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
@@ -117,9 +124,10 @@ def test_bfloat16_stays_close_to_float32(make_run: MakeRun, tmp_path: Path, qk_n
 
 
 def test_weights_stay_float32_under_bfloat16(make_run: MakeRun, corpus: Corpus) -> None:
-    trainer = Trainer(make_run(precision="bfloat16"), corpus)
-    trainer.train_step(0, 0.01)
-    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    spec = make_run(precision="bfloat16")
+    stepper = build_stepper(corpus, spec)
+    stepper.step(take_batches(corpus, 0, spec), [0.01])
+    assert {p.dtype for p in stepper.model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("peak_lr", [2.0, 1e4])
@@ -137,13 +145,13 @@ def test_an_absurd_learning_rate_diverges_and_keeps_its_curve(
 def test_not_a_number_is_named_with_its_step(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Trainer.train_step
+    measure, calls = Stepper.measure, itertools.count()
 
-    def poison(trainer: Trainer, number: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
-        loss, norm = step(trainer, number, lr)
-        return (loss * math.nan, norm) if number == 7 else (loss, norm)
+    def poison(stepper: Stepper, tokens: torch.Tensor, *, diagnose: bool) -> StepResult:
+        result = measure(stepper, tokens, diagnose=diagnose)
+        return StepResult(result.losses * math.nan, result.norms) if next(calls) == 7 else result
 
-    monkeypatch.setattr(Trainer, "train_step", poison)
+    monkeypatch.setattr(Stepper, "measure", poison)
     outcome = train(make_run(), tmp_path)
     assert outcome.status is RunStatus.DIVERGED
     assert outcome.reason.startswith("training loss is nan at step 8 (last finite loss ")
@@ -154,7 +162,7 @@ def test_not_a_number_is_named_with_its_step(
 def test_a_run_whose_weights_never_move_is_no_result(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("foretune.proxies.train.schedule_lr", lambda training, step: 0.0)
+    monkeypatch.setattr("foretune.proxies.members.schedule_lr", lambda training, step: 0.0)
     outcome = train(make_run(), tmp_path)
     assert outcome.status is RunStatus.DIVERGED
     assert "in 4 evaluations: nothing is learned" in outcome.reason
@@ -194,4 +202,4 @@ def test_other_text_than_planned_is_refused(make_run: MakeRun, tmp_path: Path) -
 
 
 def test_throughput_is_measured(make_run: MakeRun) -> None:
-    assert 0 < measure_throughput(make_run(), steps=2) < 10
+    assert 0 < measure_throughput([make_run(), make_run(seed=1)], steps=2) < 10

@@ -1,0 +1,25 @@
+"""The `transformers` library, imported without what language models do not need."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+
+def import_transformers() -> ModuleType:
+    """The library. It is kept from importing torchvision: one built for another torch than this one breaks every model.
+
+    `mup` for instance pulls torchvision in, and a CPU build of torch finds none that it can load.
+    """
+    hidden = "torchvision" not in sys.modules
+    if hidden:
+        sys.modules["torchvision"] = None  # type: ignore[assignment]  # how Python marks what may not be imported
+    try:
+        import transformers
+        from transformers.utils.import_utils import is_torchvision_available
+
+        is_torchvision_available()  # it remembers what it found
+    finally:
+        if hidden:
+            del sys.modules["torchvision"]
+    return transformers

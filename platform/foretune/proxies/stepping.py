@@ -1,0 +1,204 @@
+"""One training step of all members of a pack at once: forward, backward, clip, update.
+
+Shapes
+    K  members    B  sequences    T  positions    S  held-out sequences    P  parameters of one member
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foretune.corpora import Corpus, take_validation_batches
+from foretune.parametrization import choose_rules
+from foretune.proxies.causal_lm import CausalLM
+from foretune.proxies.decoder import Decoder, measure_losses
+from foretune.proxies.diagnostics import StepProbe
+from foretune.proxies.elementwise import ElementwiseOptimizer
+from foretune.proxies.optimizers import build_optimizer
+from foretune.proxies.process import autocast, send
+from foretune.proxies.state import StackedState
+from foretune.records import DecoderSpec, RunSpec
+
+CLIP_EPS = 1e-6
+"""Added to the norm that a gradient is divided by, as torch.nn.utils.clip_grad_norm_ does."""
+GRAPH_PARAMS = 50_000_000
+"""Most parameters of a pack that is run as CUDA graphs (assumption: above, kernels take longer than their launches)."""
+RECOMPILATIONS = 64
+"""Sizes that a pack may have in turn, as runs end and trunks fork, before torch.compile gives up (its default is 8)."""
+
+Measure = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From token ids to the losses of the members and to what is minimised, each [K]."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step measured, on the device."""
+
+    losses: Tensor
+    """Mean training loss of each member, [K], before the update, nats per token."""
+    norms: Tensor
+    """Gradient norm of each member before clipping, [K]."""
+    probe: StepProbe | None = None
+    """What looks at the step beside, where it is diagnosed."""
+
+
+class Stepper:
+    """Model, optimizer and held-out text of K members; member k is row k of everything."""
+
+    def __init__(self, specs: Sequence[RunSpec], corpus: Corpus, device: torch.device, *, compiled: bool) -> None:
+        """Initial weights are a pure function of each member's spec."""
+        first = specs[0]
+        self.specs = list(specs)
+        self.device = device
+        self.model = build_model(first, len(specs))
+        for member, spec in enumerate(specs):
+            self.model.initialise(member, spec.seed)
+        self.model.to(device)
+        stacked = isinstance(first.model, DecoderSpec)
+        self.state = StackedState(self.model, self.model.groups(), stacked=stacked)
+        rules = {rule.name: rule for rule in choose_rules(first.model, first.training.optimizer)}
+        self.optimizer = build_optimizer(self.state, rules, [spec.training for spec in specs])
+        held_out = take_validation_batches(corpus, first.data.seq_len, first.data.validation_sequences)
+        self.held_out = {name: torch.from_numpy(rows).to(device) for name, rows in held_out.items()}
+        self._measure: Measure = self._measure_losses
+        if compiled:
+            self._measure = compile_measure(self._measure, first, len(specs), device)
+            if device.type == "cuda" and isinstance(self.optimizer, ElementwiseOptimizer):  # else it has what is faster
+                self.optimizer.step = torch.compile(self.optimizer.step, dynamic=False)  # type: ignore[method-assign]
+        self._set_limits()
+
+    def step(self, tokens: Tensor, lr: Sequence[float], apply: Sequence[bool] | None = None) -> StepResult:
+        """Train on token ids [K, B, T + 1]; members that are not to `apply` it stay as they are, as if asleep."""
+        result = self.measure(tokens)
+        self.update(result, lr, apply)
+        return result
+
+    def measure(self, tokens: Tensor, *, diagnose: bool = False) -> StepResult:
+        """The first half of a step: losses and clipped gradients. What is diagnosed changes only how they round."""
+        probe = StepProbe(self.state, self.optimizer) if diagnose else None
+        losses = self.accumulate(tokens, probe)
+        return StepResult(losses, self.clip(), probe)
+
+    def update(self, result: StepResult, lr: Sequence[float], apply: Sequence[bool] | None = None) -> Tensor | None:
+        """The second half: the update from those gradients. What was diagnosed, [len(MEASURES), K], or None."""
+        applied = self._choose_applied(result.losses, result.norms, apply)
+        self.optimizer.step(send(lr, self.device), applied)
+        measures = result.probe.read() if result.probe else None
+        self.state.gradients.zero_()
+        return measures
+
+    def accumulate(self, tokens: Tensor, probe: StepProbe | None = None) -> Tensor:
+        """Add up the gradients of all micro-batches; the mean losses [K]."""
+        parts = self._count_parts(tokens.shape[1], split=probe is not None)
+        losses = torch.zeros(len(tokens), device=self.device)
+        self.model.begin_step()
+        for micro in tokens.chunk(parts, dim=1):
+            losses += self.backward(micro, parts, probe)
+        return losses
+
+    def backward(self, micro: Tensor, parts: int, probe: StepProbe | None = None) -> Tensor:
+        """Gradients of one of `parts` micro-batches, added to those before; its share of the losses [K]."""
+        if probe is None:
+            losses, targets = self._measure(micro)
+        else:
+            with probe.forward():
+                losses, targets = self._measure_losses(micro, probe)
+        (targets / parts).sum().backward()  # type: ignore[no-untyped-call]
+        if probe is not None:
+            probe.see_backward()
+        return losses.detach() / parts
+
+    def clip(self) -> Tensor:
+        """Scale the gradients of each member down to its largest norm; the norms before [K]."""
+        norms: Tensor = torch.linalg.vector_norm(self.state.gradients, dim=1)
+        scales = (self._limits / (norms + CLIP_EPS)).clamp(max=1.0)
+        self.state.gradients.mul_(scales[:, None])
+        return norms
+
+    def evaluate(self, members: Sequence[int]) -> list[dict[str, float]]:
+        """Held-out loss per domain of some members, nats per token, always on the same sequences."""
+        rows = None if len(members) == self.state.members else torch.tensor(members)
+        with torch.no_grad(), self.optimizer.evaluation(), self.state.only(rows):
+            means = torch.stack([self._measure_held_out(rows) for rows in self.held_out.values()], dim=1)
+        return [dict(zip(self.held_out, member, strict=True)) for member in means.tolist()]
+
+    def take(self, rows: Sequence[int]) -> None:
+        """Keep the members `rows`, in that order; one that is named twice is copied."""
+        self.specs = [self.specs[row] for row in rows]
+        index = torch.tensor(rows)
+        self.state.take(index)
+        self.optimizer.take(index)
+        self._set_limits()
+
+    def state_of(self, member: int) -> dict[str, Any]:
+        """Weights and optimizer state of a member, for a checkpoint; copies."""
+        return {"weights": self.state.weights[member].clone(), "optimizer": self.optimizer.state_of(member)}
+
+    def load_state_of(self, member: int, state: dict[str, Any]) -> None:
+        """Put back what `state_of` gave."""
+        self.state.weights[member].copy_(state["weights"])
+        self.optimizer.load_state_of(member, state["optimizer"])
+
+    def _count_parts(self, sequences: int, *, split: bool) -> int:
+        """Micro-batches of a step. A whole batch is halved for the noise scale where the mean stays the same.
+
+        The load-balancing loss of experts is not the mean of that of two halves.
+        """
+        parts = self.specs[0].training.accumulation_steps
+        experts = isinstance(self.specs[0].model, DecoderSpec) and self.specs[0].model.experts is not None
+        return 2 if split and parts == 1 and sequences % 2 == 0 and not experts else parts
+
+    def _measure_losses(self, tokens: Tensor, probe: StepProbe | None = None) -> tuple[Tensor, Tensor]:
+        """Losses of a micro-batch [K], and what is minimised [K]: the same, and the auxiliary losses of experts."""
+        with autocast(self.device, self.specs[0].training.precision):
+            logits = self.model(tokens[..., :-1])
+            losses = measure_losses(logits, tokens[..., 1:])
+        if probe is not None:
+            probe.see_logits(logits)
+        auxiliary = self.model.auxiliary_losses()
+        return losses, losses if auxiliary is None else losses + auxiliary
+
+    def _measure_held_out(self, rows: Tensor) -> Tensor:
+        """Mean loss of sequences [S, T + 1] under each member that is bound now, [K]."""
+        training, seq_len = self.specs[0].training, self.specs[0].data.seq_len
+        largest = training.batch_tokens // seq_len // training.accumulation_steps
+        members = self.state.members
+        totals = [
+            self._measure_losses(part.expand(members, -1, -1))[0] * len(part) for part in torch.split(rows, largest)
+        ]
+        return torch.stack(totals).sum(dim=0) / len(rows)
+
+    def _choose_applied(self, losses: Tensor, norms: Tensor, apply: Sequence[bool] | None) -> Tensor | None:
+        """Who takes this step: not those whose loss or gradient is not finite. The host hears of it later."""
+        finite = losses.isfinite() & norms.isfinite()
+        if self.device.type == "cpu" and apply is None and bool(finite.all()):  # here it costs nothing to look
+            return None
+        return finite if apply is None else finite & send(apply, self.device)
+
+    def _set_limits(self) -> None:
+        self._limits = send([spec.training.clip_norm for spec in self.specs], self.device)
+
+
+def build_model(spec: RunSpec, members: int) -> Decoder | CausalLM:
+    """The model of a run, `members` of them side by side; those of `transformers` come alone."""
+    if isinstance(spec.model, DecoderSpec):
+        return Decoder(spec.model, members, spec.data.seq_len)
+    assert members == 1, members
+    return CausalLM(spec.model, spec.data.seq_len)
+
+
+def compile_measure(measure: Measure, spec: RunSpec, members: int, device: torch.device) -> Measure:
+    """The same, compiled; on a GPU small models become CUDA graphs, because launching takes longer than they do."""
+    import torch._dynamo  # it takes a second, which runs that are not compiled need not wait
+
+    torch._dynamo.reset()  # packs that this process trained before would count as recompilations
+    torch._dynamo.config.recompile_limit = RECOMPILATIONS
+    small = spec.model.shape.params_total * members <= GRAPH_PARAMS
+    mode = "reduce-overhead" if device.type == "cuda" and small else "default"
+    compiled: Measure = torch.compile(measure, dynamic=False, mode=mode)
+    return compiled
