@@ -11,10 +11,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from foretune.deriving import CorpusFacts
 from foretune.errors import RunnerInterruption
 from foretune.ledger import Ledger, Recorded
 from foretune.ledger.lease import Lease
-from foretune.planning import CorpusFacts, Plan, Skipped, plan_runs
+from foretune.planning import Plan, Skipped, plan_runs
 from foretune.query import register_forecasts
 from foretune.records import CurvePoint, RunOutcome, RunSpec, record_outcome
 from foretune.runners import Runner
@@ -102,7 +103,7 @@ def _execute_runs(
     watcher: Watcher,
     mark: Callable[[str], None],
 ) -> None:
-    with closing(runner.run(specs, watcher.observe)) as outcomes:
+    with closing(runner.run(specs, watcher.observe, watcher.note)) as outcomes:
         for spec, outcome in outcomes:
             recorded = ledger.record(record_outcome(spec, outcome), lease=lease)
             if recorded not in (Recorded.INSERTED, Recorded.REPLACED_FAILED):

@@ -10,7 +10,7 @@ import pytest
 
 from foretune.errors import InputError
 from foretune.ledger import Ledger, Recorded, open_ledger
-from foretune.records import CurvePoint, RunRecord, RunStatus
+from foretune.records import CurvePoint, Diagnosis, RunRecord, RunStatus
 from ledger_databases import make_record
 
 CONTRACT_COLUMNS = (
@@ -38,6 +38,10 @@ def test_frame_has_the_columns_of_the_run_table_in_their_order(ledger: Ledger) -
         "bits_per_byte",
         "tokens_trained",
         "attempts",
+        "activation_ratio",
+        "spent_flops",
+        "pack_size",
+        "instability",
         "mix/code",
         "loss/code",
     ]
@@ -51,13 +55,16 @@ def test_empty_ledger_has_the_same_columns(ledger: Ledger) -> None:
     assert len(frame) == 0
     assert list(frame.columns)[: len(CONTRACT_COLUMNS.split())] == CONTRACT_COLUMNS.split()
     assert list(ledger.curves().columns) == ["run_id", "step", "tokens", "loss", "held_out", "lr"]
+    assert list(ledger.diagnoses().columns) == ["run_id", *Diagnosis.model_fields]
 
 
 def test_every_field_of_a_record_comes_back(ledger: Ledger) -> None:
     record = make_record(parent_run_id="feed" * 4, scale="w32", role="verification", device="cpu", wall_seconds=1.25)
+    record = record.model_copy(update={"spent_flops": 1e12, "pack_size": 3, "instability": "3 spikes from step 7"})
     ledger.record(record)
     row = ledger.runs().iloc[0]
-    for name in record.model_fields_set - {"mix", "loss_by_domain", "curve", "spec", "bits_per_byte", "tokens_trained"}:
+    apart = {"mix", "loss_by_domain", "curve", "diagnoses", "spec", "bits_per_byte", "tokens_trained"}
+    for name in record.model_fields_set - apart:
         assert row[name] == getattr(record, name), name
     assert row["mix/code"] == record.mix["code"]
     assert ledger.spec(record.run_id) == record.spec
@@ -132,6 +139,16 @@ def test_a_failed_run_is_replaced_and_its_history_kept(ledger: Ledger) -> None:
     assert len(ledger.curves()) == 8
 
 
+def test_a_failed_attempt_written_twice_counts_once(ledger: Ledger) -> None:
+    """As on a server that is lost between the commit and its answer: the write is done again."""
+    attempt = failed()
+    assert [ledger.record(attempt), ledger.record(attempt)] == [Recorded.INSERTED, Recorded.UNCHANGED]
+    assert [failure.attempt for failure in ledger.failed_attempts(attempt.run_id)] == [1]
+    later = attempt.model_copy(update={"created_at": "2030-01-01T00:00:00.000+00:00"})
+    assert [ledger.record(later), ledger.record(later)] == [Recorded.REPLACED_FAILED, Recorded.UNCHANGED]
+    assert ledger.runs()["attempts"].tolist() == [2]
+
+
 def test_a_late_failure_does_not_undo_a_finished_run(ledger: Ledger) -> None:
     ledger.record(make_record())
     assert ledger.record(failed()) is Recorded.UNCHANGED
@@ -186,6 +203,40 @@ def test_a_repeated_step_of_a_curve_is_kept(ledger: Ledger) -> None:
     )
     ledger.record(make_record(curve=points))
     assert ledger.curves()["loss"].tolist() == [5.0, 4.0, 3.0]
+
+
+MEASURED = {"gradient_norm": 1.5, "update_norm": 0.25, "update_cosine": -0.5, "saturated_share": 0.1}
+
+
+def test_diagnoses_come_back_with_what_was_not_measured_missing(ledger: Ledger) -> None:
+    missing = dict.fromkeys(Diagnosis.model_fields.keys() - {"step", "noise_scale_tokens", *MEASURED})
+    series = tuple(Diagnosis(step=step, noise_scale_tokens=math.inf, **MEASURED, **missing) for step in (2, 4))
+    ledger.record(make_record(diagnoses=series))
+    ledger.record(make_record(1))
+    frame = ledger.diagnoses("test")
+    assert list(frame.columns) == ["run_id", *Diagnosis.model_fields]
+    assert frame["run_id"].tolist() == [make_record().run_id] * 2
+    assert frame["step"].tolist() == [2, 4]
+    assert frame[list(MEASURED)].to_numpy().tolist() == [list(MEASURED.values())] * 2
+    assert frame[["noise_scale_tokens", *missing]].isna().all(axis=None)
+    assert len(ledger.diagnoses()) == 2
+
+
+def test_the_newest_verdict_of_a_kind_is_valid(ledger: Ledger) -> None:
+    assert list(ledger.gates("s").columns) == ["parametrization", "kind", "passed", "details", "created_at"]
+    ledger.save_gate("s", "mup", "transfer", passed=True, details={"shift": math.inf})
+    ledger.save_gate("s", "mup", "coordcheck", passed=False, details={"slopes": {"head": 0.4}})
+    ledger.save_gate("s", "mup", "coordcheck", passed=True, details={"slopes": {"head": 0.1 + 0.2}})
+    ledger.save_gate("s", "standard", "coordcheck", passed=False, details={})
+    ledger.save_gate("t", "mup", "coordcheck", passed=False, details={})
+    frame = ledger.gates("s")
+    assert frame[["parametrization", "kind", "passed"]].to_numpy().tolist() == [
+        ["mup", "coordcheck", True],
+        ["mup", "transfer", True],
+        ["standard", "coordcheck", False],
+    ]
+    assert frame["details"].tolist() == [{"slopes": {"head": 0.1 + 0.2}}, {"shift": math.inf}, {}]
+    assert frame["passed"].dtype == bool
 
 
 def test_one_run_serves_two_studies_under_their_own_labels(ledger: Ledger) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +20,8 @@ from foretune.progress import ProgressBar
 from foretune.query import answer_study
 from foretune.records import CurvePoint, RunOutcome, RunSpec, RunStatus
 from foretune.resolution import resolve_corpus
-from foretune.runners import Observer, Runner, make_runner
+from foretune.runners import Note, Observer, Runner, make_runner
+from foretune.runners.interface import ignore_note
 from foretune.sections import RunnerSection, SurfaceSection
 from foretune.space import Choice
 from foretune.study import Study, load_study
@@ -76,8 +77,10 @@ class Breaking:
     def __init__(self, inner: Runner, outcomes: int) -> None:
         self._inner, self._outcomes = inner, outcomes
 
-    def run(self, specs: Sequence[RunSpec], observe: Observer) -> Iterator[tuple[RunSpec, RunOutcome]]:
-        for count, pair in enumerate(self._inner.run(specs, observe)):
+    def run(
+        self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note
+    ) -> Generator[tuple[RunSpec, RunOutcome]]:
+        for count, pair in enumerate(self._inner.run(specs, observe, note)):
             if count == self._outcomes:
                 raise RunnerInterruption("the executor broke down")
             yield pair
@@ -92,8 +95,10 @@ class Breaking:
 class Failing(Breaking):
     """A runner under which every run at one learning rate fails."""
 
-    def run(self, specs: Sequence[RunSpec], observe: Observer) -> Iterator[tuple[RunSpec, RunOutcome]]:
-        for spec, outcome in self._inner.run(specs, observe):
+    def run(
+        self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note
+    ) -> Generator[tuple[RunSpec, RunOutcome]]:
+        for spec, outcome in self._inner.run(specs, observe, note):
             bad = spec.training.peak_lr == 2**-6 and spec.role == "search"
             yield spec, RunOutcome(status=RunStatus.FAILED, reason="out of memory") if bad else outcome
 
@@ -249,6 +254,53 @@ def test_a_lab_can_bring_its_own_trainer(study: Study, ledger: Ledger, tmp_path:
     assert len(frame) == SEARCH + CHECKS
     assert set(frame["source"]) == {"trained"}
     assert frame["status"].eq("completed").all()
+
+
+PACKED = """
+[study]
+name = "packed"
+question = "Are runs that train together rows of their own?"
+[proxy]
+base_width = 16
+head_size = 8
+depth = 1
+[[scales]]
+name = "short"
+width = 16
+tokens = 6_144
+[[scales]]
+name = "long"
+width = 16
+tokens = 12_288
+[data]
+seq_len = 32
+validation_sequences = 4
+[training]
+batch_tokens = 256
+warmup = 1024
+decay = 1024
+[search.space]
+peak_lr = { low = "2^-7", high = "2^-5", factor = 2 }
+[runner]
+kind = "inline"
+pack = 8
+"""
+
+
+def test_runs_that_train_together_are_rows_of_their_own(ledger: Ledger, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(PACKED, encoding="utf-8")
+    study = load_study(tmp_path / "study.toml")
+    watcher = Watcher()
+    launch(study, ledger, watcher, make_runner(study.runner, workspace=tmp_path))
+    assert any("6 runs in 1 packs of at most 6; runner.pack = 8" in note for note in watcher.notes)
+    frame = ledger.runs("packed")
+    assert len(frame) == 2 * 3
+    assert frame["status"].eq("completed").all()
+    assert frame["pack_size"].eq(6).all()
+    spent = frame["spent_flops"] / frame["compute_flops"]
+    assert spent[frame["scale"] == "long"].to_numpy() == pytest.approx(1)
+    assert spent[frame["scale"] == "short"].to_numpy() == pytest.approx(1024 / 6144), "its decay alone"
+    assert set(ledger.curves("packed")["run_id"]) == set(frame["run_id"])
 
 
 def test_two_drivers_of_one_study_are_one_too_many(study: Study, ledger: Ledger) -> None:

@@ -25,6 +25,10 @@ MEANINGS = {
     "peak_lr": "peak learning rate, absolute",
     "loss": "nats per token",
     "wall_seconds": "seconds",
+    "activation_ratio": "share of the experts that a token passes through",
+    "spent_flops": "FLOPs that the run cost, less than compute_flops where a trunk was shared or it ended early",
+    "pack_size": "runs trained together on the device",
+    "instability": "verdict on the run's stability",
 }
 """Units and conventions, reported back for every column that was read under another name."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from foretune.ledger.tables import EXTRA_COLUMNS, INTEGER_COLUMNS, NUMBER_COLUMNS, RUN_COLUMNS
-from foretune.records import RunRecord
+from foretune.records import Diagnosis, RunRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,6 +15,8 @@ DomainValue = tuple[str, str, str, float]
 """run_id, `mix` or `loss`, domain, value."""
 
 CURVE_COLUMNS = ("run_id", "step", "tokens", "loss", "held_out", "lr")
+DIAGNOSIS_COLUMNS = ("run_id", *Diagnosis.model_fields)
+GATE_COLUMNS = ("parametrization", "kind", "passed", "details", "created_at")
 
 
 def frame_runs(rows: Sequence[Mapping[str, Any]], domain_values: Iterable[DomainValue]) -> pd.DataFrame:
@@ -28,7 +30,7 @@ def frame_runs(rows: Sequence[Mapping[str, Any]], domain_values: Iterable[Domain
 
 def frame_records(records: Sequence[RunRecord]) -> pd.DataFrame:
     """The same run table from records that are in no ledger."""
-    rows = [{**record.model_dump(exclude={"curve", "spec"}), "attempts": 1} for record in records]
+    rows = [{**record.model_dump(exclude={"curve", "diagnoses", "spec"}), "attempts": 1} for record in records]
     values = [
         (record.run_id, kind, domain, value)
         for record in records
@@ -40,13 +42,27 @@ def frame_records(records: Sequence[RunRecord]) -> pd.DataFrame:
 
 def frame_curves(rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
     """Curves in the order in which they were reported; rows have the cells of CURVE_COLUMNS."""
+    return _frame(rows, CURVE_COLUMNS, {"run_id": "object", "step": "int64", "tokens": "int64"})
+
+
+def frame_diagnoses(rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
+    """Diagnoses in the order of their steps; rows have the cells of DIAGNOSIS_COLUMNS, NaN where not measured."""
+    return _frame(rows, DIAGNOSIS_COLUMNS, {"run_id": "object", "step": "int64"})
+
+
+def frame_gates(rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
+    """Verdicts on transfer; rows have the cells of GATE_COLUMNS, `details` as plain data."""
+    return _frame(rows, GATE_COLUMNS, dict.fromkeys(GATE_COLUMNS, "object") | {"passed": "bool"})
+
+
+def _frame(rows: Sequence[Sequence[Any]], names: Sequence[str], kinds: Mapping[str, str]) -> pd.DataFrame:
+    """Rows under these names; what has no kind is a float64."""
     import pandas as pd
 
-    cells = list(zip(*rows, strict=True)) if rows else [()] * len(CURVE_COLUMNS)
-    kinds = ("object", "int64", "int64", "float64", "float64", "float64")
+    cells = list(zip(*rows, strict=True)) if rows else [()] * len(names)
     series = {
-        name: pd.Series(list(values), dtype=kind)
-        for name, values, kind in zip(CURVE_COLUMNS, cells, kinds, strict=True)
+        name: pd.Series(list(values), dtype=kinds.get(name, "float64"))
+        for name, values in zip(names, cells, strict=True)
     }
     return pd.DataFrame(series)
 

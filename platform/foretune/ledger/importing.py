@@ -32,6 +32,7 @@ cosine to a fixed final learning rate. Their `loss` is the smoothed training los
 RESULT_FIELDS = frozenset(
     {"run_id", "source", "status", "reason", "created_at", "wall_seconds", "device", "seed"}
     | {"loss", "loss_by_domain", "bits_per_byte", "tokens_trained"}
+    | {"spent_flops", "pack_size", "instability"}
 )
 """What does not make two runs settings of their own."""
 

@@ -18,7 +18,27 @@ APPLICATION = "foretune"
 
 Migration = Callable[[sa.Connection], None]
 
-MIGRATIONS: tuple[Migration, ...] = ()
+
+def _add_packs_and_diagnoses(connection: sa.Connection) -> None:
+    """Version 2: what a run cost and how stable it was, what was measured along it, verdicts on transfer."""
+    number = sa.Double().compile(dialect=connection.dialect)
+    for column in (f"activation_ratio {number}", f"spent_flops {number}", "pack_size BIGINT", "instability TEXT"):
+        connection.exec_driver_sql(f"ALTER TABLE runs ADD COLUMN {column}")
+    connection.exec_driver_sql(
+        "CREATE TABLE diagnoses (run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE, "
+        f"position INTEGER NOT NULL, step BIGINT NOT NULL, gradient_norm {number}, update_norm {number}, "
+        f"update_cosine {number}, saturated_share {number}, noise_scale_tokens {number}, logit_max {number}, "
+        f"attention_logit_max {number}, near_eps_share {number}, PRIMARY KEY (run_id, position))"
+    )
+    identity = "INTEGER NOT NULL PRIMARY KEY" if connection.dialect.name == "sqlite" else "SERIAL PRIMARY KEY"
+    connection.exec_driver_sql(
+        f"CREATE TABLE gates (id {identity}, study TEXT NOT NULL, parametrization TEXT NOT NULL, kind TEXT NOT NULL, "
+        "passed BOOLEAN NOT NULL, details TEXT NOT NULL, created_at TEXT NOT NULL)"
+    )
+    connection.exec_driver_sql("CREATE INDEX ix_gates_study ON gates (study)")
+
+
+MIGRATIONS: tuple[Migration, ...] = (_add_packs_and_diagnoses,)
 """The first leads from version 1 to 2, and so on. A released one is never edited; tables.py has the newest schema."""
 
 

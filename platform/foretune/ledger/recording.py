@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -13,8 +13,17 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from foretune.errors import InputError
-from foretune.ledger.tables import INTEGER_COLUMNS, NUMBER_COLUMNS, conflicts, curves, domain_values, failures, runs
-from foretune.records import RunRecord, RunStatus, hash_content
+from foretune.ledger.tables import (
+    INTEGER_COLUMNS,
+    NUMBER_COLUMNS,
+    conflicts,
+    curves,
+    diagnoses,
+    domain_values,
+    failures,
+    runs,
+)
+from foretune.records import CurvePoint, Diagnosis, RunRecord, RunStatus, hash_content
 
 
 class Recorded(StrEnum):
@@ -62,6 +71,8 @@ def write_record(connection: Connection, record: RunRecord) -> Recorded:
         _insert(connection, record, attempts=1)
         return Recorded.INSERTED
     if RunStatus(row["status"]) is RunStatus.FAILED:
+        if _same_attempt(row, record):
+            return Recorded.UNCHANGED
         connection.execute(runs.delete().where(runs.c.run_id == record.run_id))
         _insert(connection, record, attempts=row["attempts"] + 1)
         return Recorded.REPLACED_FAILED
@@ -69,6 +80,12 @@ def write_record(connection: Connection, record: RunRecord) -> Recorded:
         return Recorded.UNCHANGED
     _note_conflict(connection, record)
     return Recorded.CONFLICT
+
+
+def _same_attempt(row: sa.RowMapping, record: RunRecord) -> bool:
+    """Whether a failed attempt is written a second time: a server may be lost between a commit and its answer."""
+    told = (record.status.value, record.created_at, clean_text(record.reason))
+    return (row["status"], row["created_at"], row["reason"]) == told
 
 
 def _insert(connection: Connection, record: RunRecord, *, attempts: int) -> None:
@@ -81,22 +98,24 @@ def _insert(connection: Connection, record: RunRecord, *, attempts: int) -> None
         for domain, value in by_domain.items()
         if math.isfinite(value)
     ]
-    points = [
-        {"run_id": run_id, "position": position, **point.model_dump()} for position, point in enumerate(record.curve)
-    ]
-    for point in points:
-        point["loss"], point["held_out"] = finite_or_none(point["loss"]), finite_or_none(point["held_out"])
     if values:
         connection.execute(domain_values.insert(), values)
-    if points:
-        connection.execute(curves.insert(), points)
+    for table, series in ((curves, record.curve), (diagnoses, record.diagnoses)):
+        if series:
+            connection.execute(table.insert(), _number_rows(run_id, series))
     if record.status is RunStatus.FAILED:
         failure = {"run_id": run_id, "attempt": attempts, "reason": clean_text(record.reason), "failed_at": now()}
         connection.execute(failures.insert().values(failure))
 
 
+def _number_rows(run_id: str, series: Sequence[CurvePoint | Diagnosis]) -> list[dict[str, Any]]:
+    """Rows of a run in the order of the trainer's report; what is not finite is missing."""
+    rows = [{"run_id": run_id, "position": position, **item.model_dump()} for position, item in enumerate(series)]
+    return [{k: finite_or_none(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+
+
 def _list_cells(record: RunRecord) -> dict[str, Any]:
-    cells = record.model_dump(exclude={"curve", "mix", "loss_by_domain", "spec"})
+    cells = record.model_dump(exclude={"curve", "diagnoses", "mix", "loss_by_domain", "spec"})
     for name, value in cells.items():
         if isinstance(value, str):
             cells[name] = clean_text(value) or (None if runs.c[name].nullable else "")  # one way to be missing

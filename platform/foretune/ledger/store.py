@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -16,16 +16,38 @@ from sqlalchemy import Connection
 from foretune.errors import InputError
 from foretune.ledger import lease as leasing
 from foretune.ledger.database import Database
-from foretune.ledger.frames import CURVE_COLUMNS, DomainValue, frame_curves, frame_runs
+from foretune.ledger.frames import (
+    CURVE_COLUMNS,
+    DIAGNOSIS_COLUMNS,
+    GATE_COLUMNS,
+    DomainValue,
+    frame_curves,
+    frame_diagnoses,
+    frame_gates,
+    frame_runs,
+)
 from foretune.ledger.lease import Lease
 from foretune.ledger.opening import open_database
 from foretune.ledger.recording import Recorded, check_record, clean_text, now, to_json, write_record
-from foretune.ledger.tables import conflicts, curves, domain_values, failures, forecasts, members, runs, studies
+from foretune.ledger.tables import (
+    conflicts,
+    curves,
+    diagnoses,
+    domain_values,
+    failures,
+    forecasts,
+    gates,
+    members,
+    runs,
+    studies,
+)
 from foretune.records import RunRecord, RunStatus
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Gate = Literal["coordcheck", "transfer"]
+"""What is asked before runs of several sizes pass for transferable."""
 RETIRED = "retired"
 """The role of a run that an earlier version of the study asked for."""
 IDS_PER_QUERY = 500
@@ -160,7 +182,7 @@ class Ledger:
         return self.record_all([record], lease=lease)[0]
 
     def record_all(self, records: Sequence[RunRecord], *, lease: Lease | None = None) -> list[Recorded]:
-        """Write results with their curves and domain losses, all or none, and enroll them in their studies.
+        """Write results with their curves, diagnoses and domain losses, all or none, and enroll them in their studies.
 
         A failed run is replaced. A finished one is never changed: the same result again is `unchanged`, another one
         a `conflict`, which is kept aside. With a lease, LeaseLost is raised and nothing written when another driver
@@ -194,8 +216,7 @@ class Ledger:
 
     def curves(self, study: str | None = None, run_ids: Sequence[str] | None = None) -> pd.DataFrame:
         """Curves: run_id, step, tokens, loss (training), held_out (NaN where not evaluated), lr; in nats per token."""
-        query = _select_runs(study, *(curves.c[name] for name in CURVE_COLUMNS))
-        query = query.join(curves, curves.c.run_id == runs.c.run_id).order_by(curves.c.run_id, curves.c.position)
+        query = _select_series(study, curves, CURVE_COLUMNS)
         batches: Iterable[Sequence[str] | None] = [None] if run_ids is None else _batch(sorted(set(run_ids)))
         rows: list[sa.Row[Any]] = []
         with self._database.read() as connection:
@@ -203,6 +224,12 @@ class Ledger:
             for ids in batches:
                 rows += connection.execute(query if ids is None else query.where(runs.c.run_id.in_(ids)))
         return frame_curves(rows)
+
+    def diagnoses(self, study: str | None = None) -> pd.DataFrame:
+        """What was measured beside the losses: run_id and the fields of `Diagnosis`, NaN where not measured."""
+        with self._database.read() as connection:
+            _require_study(connection, study)
+            return frame_diagnoses(connection.execute(_select_series(study, diagnoses, DIAGNOSIS_COLUMNS)).all())
 
     def statuses(self, run_ids: Iterable[str]) -> dict[str, RunStatus]:
         """The status of each of these runs that has a result."""
@@ -259,6 +286,21 @@ class Ledger:
         with self._database.read() as connection:
             return _find_forecasts(connection, study=study)
 
+    def save_gate(self, study: str, parametrization: str, kind: Gate, *, passed: bool, details: dict[str, Any]) -> None:
+        """Write a verdict down; of each kind the newest of a parametrization is valid."""
+        row = {"study": study, "parametrization": parametrization, "kind": kind, "passed": passed}
+        row |= {"details": to_json(details), "created_at": now()}
+        self._database.write(lambda connection: connection.execute(gates.insert().values(row)))
+
+    def gates(self, study: str) -> pd.DataFrame:
+        """The valid verdicts of a study: parametrization, kind, passed, details, created_at; empty where none is."""
+        newest = sa.select(sa.func.max(gates.c.id)).where(gates.c.study == study)
+        newest = newest.group_by(gates.c.parametrization, gates.c.kind)
+        query = sa.select(*(gates.c[name] for name in GATE_COLUMNS)).where(gates.c.id.in_(newest))
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(gates.c.parametrization, gates.c.kind)).all()
+        return frame_gates([(*row[:3], json.loads(row[3]), row[4]) for row in rows])
+
     def hold_study(self, study: str, *, steal: bool = False) -> AbstractContextManager[Lease]:
         """Drive a study, alone: raises InputError naming a live driver; see `foretune.ledger.lease.hold_study`."""
         return leasing.hold_study(self._database, study, steal=steal)
@@ -294,6 +336,12 @@ def _select_runs(study: str | None, *columns: Any) -> sa.Select[Any]:
         return sa.select(*columns).select_from(runs)
     joined = runs.join(members, members.c.run_id == runs.c.run_id)
     return sa.select(*columns).select_from(joined).where(members.c.study == study)
+
+
+def _select_series(study: str | None, table: sa.Table, names: Sequence[str]) -> sa.Select[Any]:
+    """Select the points of the runs' curves or diagnoses, in the order in which they were reported."""
+    query = _select_runs(study, *(table.c[name] for name in names))
+    return query.join(table, table.c.run_id == runs.c.run_id).order_by(table.c.run_id, table.c.position)
 
 
 def _read_domains(connection: Connection, study: str | None) -> Iterator[DomainValue]:

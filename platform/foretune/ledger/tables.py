@@ -74,6 +74,10 @@ runs = sa.Table(
     _number("bits_per_byte"),
     _integer("tokens_trained"),
     sa.Column("attempts", sa.BigInteger, nullable=False),
+    _number("activation_ratio"),
+    _number("spent_flops"),
+    _integer("pack_size"),
+    _text("instability"),
     _text("spec"),
 )
 """The run table: one row per run, whatever the number of studies that use it."""
@@ -100,6 +104,23 @@ curves = sa.Table(
     sa.Column("lr", sa.Double, nullable=False),
 )
 """The curve of a run; `position` keeps the order in which the trainer reported, also where it repeated a step."""
+
+diagnoses = sa.Table(
+    "diagnoses",
+    metadata,
+    sa.Column("run_id", sa.Text, sa.ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("step", sa.BigInteger, nullable=False),
+    _number("gradient_norm"),
+    _number("update_norm"),
+    _number("update_cosine"),
+    _number("saturated_share"),
+    _number("noise_scale_tokens"),
+    _number("logit_max"),
+    _number("attention_logit_max"),
+    _number("near_eps_share"),
+)
+"""What was measured beside the loss along a run; the fields of `foretune.records.Diagnosis`."""
 
 members = sa.Table(
     "members",
@@ -142,6 +163,19 @@ forecasts = sa.Table(
     sa.UniqueConstraint("study", "fingerprint"),
 )
 """Forecasts, written down before they are checked and never changed."""
+
+gates = sa.Table(
+    "gates",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    _text("study", nullable=False, index=True),
+    _text("parametrization", nullable=False),
+    _text("kind", nullable=False),
+    sa.Column("passed", sa.Boolean, nullable=False),
+    _text("details", nullable=False),
+    _text("created_at", nullable=False),
+)
+"""Verdicts on whether settings may be carried across sizes; of each kind the last row of a parametrization is valid."""
 
 leases = sa.Table(
     "leases",

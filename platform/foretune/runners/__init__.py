@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foretune.runners.interface import Observer, Runner, Trainer
+from foretune.runners.interface import Note, Observer, Runner, Trainer
 from foretune.runners.surface import Surface
 from foretune.runners.trainers import load_trainer
 from foretune.sections import RunnerSection
 
-__all__ = ["Observer", "Runner", "Surface", "Trainer", "load_trainer", "make_runner"]
+__all__ = ["Note", "Observer", "Runner", "Surface", "Trainer", "load_trainer", "make_runner"]
 
 
 def make_runner(section: RunnerSection, *, address: str = "local", workspace: Path) -> Runner:

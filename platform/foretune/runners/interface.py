@@ -15,17 +15,28 @@ The folder is this run's own and stays between attempts: checkpoints belong ther
 they come. It returns an outcome (also of a run that diverged), or raises and is tried again.
 """
 
+Note = Callable[[str], None]
+"""Hears what a person ought to know: how runs are packed, and why."""
+
 Observer = Callable[[RunSpec, CurvePoint], None]
 """Hears of every held-out evaluation of a run under way, in the thread that iterates over the outcomes."""
+
+
+def ignore_note(message: str) -> None:
+    """Hear nothing."""
 
 
 class Runner(Protocol):
     """How runs are executed; a runner knows nothing of searches or of the ledger."""
 
-    def run(self, specs: Sequence[RunSpec], observe: Observer) -> Generator[tuple[RunSpec, RunOutcome]]:
+    def run(
+        self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note
+    ) -> Generator[tuple[RunSpec, RunOutcome]]:
         """Execute runs and yield each outcome as it arrives, in any order, exactly one per spec.
 
-        A run that raises is tried again `retries` times and then ends as failed, with the reason; the others go on.
+        A run that raises is tried again `retries` times and then ends as failed, with the reason; the others go on,
+        also those that were trained together with it. One that goes down with its machine begins again, whatever its
+        retries.
         Closing the iterator stops the workers. Raises InputError before any compute when a run can never start, and
         RunnerInterruption when the executor itself broke down: what was not yielded is then still to do.
         """

@@ -1,7 +1,8 @@
 """Runs on Ray Tune, on this machine or on a cluster; the one module that imports ray.
 
-Tune is a disposable executor: it places runs on workers, restarts those whose worker died, and is thrown away. Nothing
-is ever restored from its files: a truncated one passes for an empty experiment, and they are pickles.
+Tune is a disposable executor: it places packs of runs on workers, one trial each, restarts those whose worker died, and
+is thrown away. Nothing is ever restored from its files: a truncated one passes for an empty experiment, and they are
+pickles.
 
 `fit` runs in a thread of its own; `_Courier`, a callback inside it, puts events on a queue; the thread that iterates
 over the outcomes takes them off, so that ledger writes and Ctrl-C stay where the user's program is.
@@ -17,7 +18,8 @@ import secrets
 import shutil
 import signal
 import threading
-from collections.abc import Generator, Mapping, Sequence
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from foretune.errors import InputError, RunnerInterruption
 from foretune.records import CurvePoint, RunOutcome, RunSpec
-from foretune.runners.interface import Observer
-from foretune.runners.isolation import isolate
-from foretune.runners.memory import count_cpus, limit_memory, share_memory
+from foretune.runners.grouping import group_runs
+from foretune.runners.interface import Note, Observer, ignore_note
+from foretune.runners.memory import count_cpus
 from foretune.runners.nodes import (
     NodeFacts,
     check_address,
@@ -42,8 +44,19 @@ from foretune.runners.nodes import (
     inspect_node,
     list_import_folders,
 )
-from foretune.runners.trainers import check_trainers, describe_error, fail, order_longest_first, train
-from foretune.runners.transport import decode_spec, encode_spec
+from foretune.runners.sizing import Sizer, Timing
+from foretune.runners.trainers import check_trainers, describe_error, fail
+from foretune.runners.transport import encode_spec
+from foretune.runners.worker import (
+    FAILURE,
+    OUTCOME,
+    POINT,
+    RUN,
+    describe_job,
+    describe_pack,
+    execute_pack,
+    measure_texts,
+)
 from foretune.sections import RunnerSection
 
 _log = logging.getLogger(__name__)
@@ -53,12 +66,16 @@ _STOP_SECONDS = 8.0
 """How long to wait for Tune to let go of its workers; it takes one or two."""
 _SILENCE_SECONDS = 30.0
 """After how long without news the machines are counted: Ray itself would wait for lost ones for ever."""
+_DETECTION_SECONDS = 40.0
+"""How long Ray may take to find that a machine is gone: 5 missed checks, 3 s apart, after 5 s (Ray 2.60's defaults)."""
 _PROBE_SECONDS = 120.0
 """How long a node may take to import this package: an assumption."""
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Results are a few kilobytes of text; Ray's least is 75 MiB."""
-_POINT, _OUTCOME, _FAILURE = "foretune_point", "foretune_outcome", "foretune_failure"
-"""What workers report. `done`, `training_iteration`, `config` and `trial_id` would be commands to Tune."""
+_MEASURE_SECONDS = 900.0
+"""How long packs of one shape may be timed, Ray's placement included: an assumption."""
+
+Pack = tuple[RunSpec, ...]
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,8 @@ class _Event:
     point: str = ""
     outcome: str = ""
     failure: str = ""
+    died: bool = False
+    """Whether the run has failed without raising anything: its worker is gone, and its machine perhaps."""
 
 
 class RayRunner:
@@ -81,18 +100,20 @@ class RayRunner:
         self._address = address
         self._workspace = workspace.absolute()
         self._owns_ray = False
+        self._sizer = Sizer(section, self._measure)
 
-    def run(self, specs: Sequence[RunSpec], observe: Observer) -> Generator[tuple[RunSpec, RunOutcome]]:
-        """Yield outcomes as they arrive, longest runs started first; see `Runner.run`."""
+    def run(
+        self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note
+    ) -> Generator[tuple[RunSpec, RunOutcome]]:
+        """Yield outcomes as they arrive, the costliest packs started first; see `Runner.run`."""
         if not specs:
             return
         check_trainers(specs)
         try:
             self._connect(sorted({spec.trainer for spec in specs}))
             check_resources(self._section, _list_resources())
-            ordered = order_longest_first(specs)
-            for start in range(0, len(ordered), CHUNK_RUNS):
-                yield from self._run_chunk(ordered[start : start + CHUNK_RUNS], observe)
+            for packs in _list_chunks(self._pack(specs, note)):
+                yield from self._run_chunk(packs, observe)
         except BaseException:  # a closed generator, Ctrl-C, a broken Ray: the workers must end in every case
             self.close()
             raise
@@ -135,11 +156,48 @@ class RayRunner:
         finally:
             probe_file.unlink(missing_ok=True)
 
-    def _run_chunk(self, specs: Sequence[RunSpec], observe: Observer) -> Generator[tuple[RunSpec, RunOutcome]]:
-        pending = {spec.run_id: spec for spec in specs}
+    def _pack(self, specs: Sequence[RunSpec], note: Note) -> list[Pack]:
+        slots = count_slots(self._section, _list_resources())
+        groups = group_runs(specs, self._section, slots, self._sizer)
+        for line in (line for group in groups for line in group.notes()):
+            note(line)
+        packs = [pack for group in groups for pack in group.packs]
+        return sorted(packs, key=lambda pack: -sum(spec.compute_flops for spec in pack))  # the last one must be short
+
+    def _measure(self, specs: Sequence[RunSpec], most: int) -> Timing:
+        """Time packs on a worker, which has the machine and the resources that a run will have."""
+        remote: Any = ray.remote(measure_texts).options(**_name_resources(self._section, "num_cpus", "num_gpus"))
+        task = remote.remote([encode_spec(spec) for spec in specs[:most]], most, self._section)
+        try:
+            timing: Timing = ray.get(task, timeout=_MEASURE_SECONDS)
+        except Exception as error:  # a worker that was killed for its memory, above all: the runs are then tried alone
+            ray.cancel(task, force=True)
+            return Timing({}, describe_error(error))
+        return timing
+
+    def _run_chunk(self, packs: Sequence[Pack], observe: Observer) -> Generator[tuple[RunSpec, RunOutcome]]:
+        """Outcomes of an experiment; runs that went down with a machine begin again, whatever their retries."""
+        while packs:
+            nodes = _list_node_ids()
+            died: dict[str, tuple[RunSpec, _Event]] = {}
+            with contextlib.closing(self._run_experiment(packs, observe)) as events:
+                for spec, event in events:
+                    if event.died and len(nodes) > 1:
+                        died[spec.run_id] = (spec, event)
+                    else:
+                        yield spec, _read_outcome(event)
+            if died and not _has_lost_node(nodes):
+                yield from ((spec, _read_outcome(event)) for spec, event in died.values())
+                return
+            left = [tuple(spec for spec in pack if spec.run_id in died) for pack in packs]
+            packs = [pack for pack in left if pack]
+
+    def _run_experiment(self, packs: Sequence[Pack], observe: Observer) -> Generator[tuple[RunSpec, _Event]]:
+        """How each run of one experiment ended."""
+        pending = {spec.run_id: spec for pack in packs for spec in pack}
         courier = _Courier()
         folder = self._workspace / "tune" / secrets.token_hex(8)  # Tune merges experiments of one name
-        thread = threading.Thread(target=self._fit, args=(specs, courier, folder), daemon=True)
+        thread = threading.Thread(target=self._fit, args=(packs, courier, folder), daemon=True)
         thread.start()
         try:
             while pending and (event := self._wait_for_event(courier)).run_id:
@@ -148,12 +206,11 @@ class RayRunner:
                 elif event.run_id in pending:
                     if event.failure and not folder.is_dir():
                         raise RunnerInterruption(f"the folder {folder} is gone, with {len(pending)} runs to do")
-                    spec = pending.pop(event.run_id)
-                    yield spec, _read_outcome(event)
+                    yield pending.pop(event.run_id), event
             if pending and event.failure:
                 raise RunnerInterruption(f"Ray broke down with {len(pending)} runs to do: {event.failure}")
-            for spec in pending.values():
-                yield spec, fail("Ray ended without a word on this run")
+            for run_id, spec in pending.items():
+                yield spec, _Event(run_id, failure="Ray ended without a word on this run")
         finally:
             courier.stopping = True  # also when all is told: what Tune still does then is of no use
             thread.join(_STOP_SECONDS)
@@ -168,29 +225,21 @@ class RayRunner:
                 if count_slots(self._section, _list_resources()) == 0:
                     return _Event(failure="no machine is left that has the CPUs and GPUs of one run")
 
-    def _fit(self, specs: Sequence[RunSpec], courier: _Courier, folder: Path) -> None:
+    def _fit(self, packs: Sequence[Pack], courier: _Courier, folder: Path) -> None:
         """Run the experiment to its end, in a thread; whatever goes wrong becomes the last event."""
         try:
-            self._make_tuner(specs, courier, folder).fit()
+            self._make_tuner(packs, courier, folder).fit()
         except BaseException as error:
             courier.events.put(_Event(failure=describe_error(error)))
         else:
             courier.events.put(_Event())
 
-    def _make_tuner(self, specs: Sequence[RunSpec], courier: _Courier, folder: Path) -> tune.Tuner:
+    def _make_tuner(self, packs: Sequence[Pack], courier: _Courier, folder: Path) -> tune.Tuner:
         section = self._section
-        resources = {"cpu": section.cpus_per_run} | ({"gpu": section.gpus_per_run} if section.gpus_per_run else {})
-        job = {
-            "workspace": str(self._workspace),
-            "threads": int(section.cpus_per_run),
-            "hide_gpus": not section.gpus_per_run,
-            "cpus": section.cpus_per_run,
-            "concurrency": section.concurrency,
-        }
-        runs = [{"run_id": spec.run_id, "spec": encode_spec(spec)} for spec in specs]
+        job = describe_job(section, self._workspace, folder / "outcomes")
         return tune.Tuner(
-            tune.with_resources(_execute_run, resources),
-            param_space={"job": job, "run": tune.grid_search(runs)},
+            tune.with_resources(_execute_pack, _name_resources(section, "cpu", "gpu")),
+            param_space={"job": job, "pack": tune.grid_search([describe_pack(pack) for pack in packs])},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=section.concurrency,
                 reuse_actors=True,  # 20-70 ms a run instead of 1-2 s, and torch is imported once per worker
@@ -227,47 +276,54 @@ class _Courier(tune.Callback):
         raise RunnerInterruption("stopped by the caller")
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._failures.pop(_name_trial(trial), None)  # a new attempt
+        for run_id in trial.config["pack"]["runs"]:
+            self._failures.pop(run_id, None)  # a new attempt
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
-        run_id = _name_trial(trial)
-        if _POINT in result:
-            self.events.put(_Event(run_id, point=result[_POINT]))
-        elif _OUTCOME in result:
-            self.events.put(_Event(run_id, outcome=result[_OUTCOME]))
-        elif _FAILURE in result:
-            self._failures[run_id] = result[_FAILURE]
+        run_id = result.get(RUN, "")
+        if POINT in result:
+            self.events.put(_Event(run_id, point=result[POINT]))
+        elif OUTCOME in result:
+            self.events.put(_Event(run_id, outcome=result[OUTCOME]))
+        elif FAILURE in result:
+            self._failures[run_id] = result[FAILURE]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.events.put(_Event(_name_trial(trial), failure="the worker ended without an outcome"))
+        self._end(trial, "the worker ended without an outcome", died=False)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        run_id = _name_trial(trial)
-        self.events.put(_Event(run_id, failure=self._failures.get(run_id) or _describe_death(trial)))
+        self._end(trial, _describe_death(trial), died=True)
+
+    def _end(self, trial: Any, reason: str, *, died: bool) -> None:
+        """Nothing more comes of these runs: those that have an outcome by now are pending no longer."""
+        for run_id in trial.config["pack"]["runs"]:
+            raised = self._failures.get(run_id)
+            self.events.put(_Event(run_id, failure=raised or reason, died=died and not raised))
 
 
-def _execute_run(config: dict[str, Any]) -> None:
-    """What a worker does: one attempt at one run, told in three kinds of reports."""
-    job = config["job"]
+def _list_chunks(packs: Sequence[Pack]) -> Iterator[list[Pack]]:
+    """Packs by experiment, in their order."""
+    chunk: list[Pack] = []
+    for pack in packs:
+        if chunk and sum(map(len, chunk)) + len(pack) > CHUNK_RUNS:
+            yield chunk
+            chunk = []
+        chunk.append(pack)
+    yield chunk
 
-    def report(point: CurvePoint) -> None:
-        tune.report({_POINT: point.model_dump_json()})
 
-    # of this machine, which need not be the driver's; GPU drivers map more than they use, so no limit there
-    share_bytes = share_memory(job["cpus"], job["concurrency"]) if job["hide_gpus"] else 0
-    try:
-        with isolate(job["threads"]), limit_memory(share_bytes):
-            if job["hide_gpus"]:
-                os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves every GPU visible to a run that asked for none
-            outcome = train(decode_spec(config["run"]["spec"]), Path(job["workspace"]), report)
-    except (Exception, SystemExit) as error:
-        tune.report({_FAILURE: describe_error(error)})
-        raise RuntimeError(describe_error(error)) from None  # the original may not survive pickling
-    tune.report({_OUTCOME: outcome.model_dump_json()})
+def _execute_pack(config: dict[str, Any]) -> None:
+    """What Tune calls on a worker, once for each attempt at a pack."""
+    execute_pack(config["job"], config["pack"], tune.report)
+
+
+def _name_resources(section: RunnerSection, cpus: str, gpus: str) -> dict[str, float]:
+    """What a pack, like a run alone, reserves."""
+    return {cpus: section.cpus_per_run} | ({gpus: section.gpus_per_run} if section.gpus_per_run else {})
 
 
 def _name_trial(trial: Any) -> str:
-    return str(trial.config["run"]["run_id"])
+    return str(trial.config["pack"]["runs"][0])
 
 
 def _observe(observe: Observer, spec: RunSpec, text: str) -> None:
@@ -286,8 +342,8 @@ def _describe_death(trial: Any) -> str:
     """Why a run ended that raised nothing: what Ray wrote of it, cut short."""
     reason = "the worker process died (killed, out of memory, os._exit, or a crash in native code)"
     with contextlib.suppress(Exception):  # only words: the run has failed whatever they are
-        lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
-        reason += f"; Ray: {' '.join(lines)[:400]}"
+        lines = [line.strip() for line in (trial.get_error() or "").splitlines() if line.strip()]
+        reason += f"; Ray: {' '.join(lines)[:400]}" if lines else ""
     return reason
 
 
@@ -339,6 +395,20 @@ def _log_message(data: Mapping[str, Any], ignore_prefix: bool) -> None:
 def _list_nodes() -> list[dict[str, Any]]:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node for node in nodes if node["Alive"]]
+
+
+def _list_node_ids() -> set[str]:
+    return {node["NodeID"] for node in _list_nodes()}
+
+
+def _has_lost_node(before: set[str]) -> bool:
+    """Whether one of these machines goes, or is gone; Ray finds that out later than that its workers are."""
+    end = time.monotonic() + _DETECTION_SECONDS
+    while before <= _list_node_ids():
+        if time.monotonic() > end:
+            return False
+        time.sleep(1.0)
+    return True
 
 
 def _list_resources() -> list[Mapping[str, float]]:

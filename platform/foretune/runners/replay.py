@@ -12,7 +12,7 @@ import numpy as np
 
 from foretune.errors import InputError
 from foretune.records import RunOutcome, RunSpec, RunStatus
-from foretune.runners.interface import Observer
+from foretune.runners.interface import Note, Observer, ignore_note
 from foretune.runners.surface import Surface
 from foretune.runners.trainers import fail
 from foretune.sections import RunnerSection
@@ -42,7 +42,9 @@ class ReplayRunner:
         self._pause_seconds = section.surface.seconds_per_run if section.surface else 0.0
         self._description = "closed form" if section.surface else section.table
 
-    def run(self, specs: Sequence[RunSpec], observe: Observer) -> Generator[tuple[RunSpec, RunOutcome]]:
+    def run(
+        self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note
+    ) -> Generator[tuple[RunSpec, RunOutcome]]:
         """Yield the outcome of each run, in the order given; see `Runner.run`."""
         foreign = sorted({spec.trainer for spec in specs if not spec.trainer.startswith("replay:")})
         if foreign:

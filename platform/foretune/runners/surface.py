@@ -90,7 +90,7 @@ class Surface:
         end = max(1, round(training.steps * limit / training.peak_lr))
         curve = self._trace(spec, [step for step in _curve_steps(training) if step < end])
         before = f"last finite loss {curve[-1].loss:.3f}" if curve else "no finite loss before"
-        tokens = end * training.batch_tokens
+        tokens = training.tokens_at(end)
         curve.append(CurvePoint(step=end, tokens=tokens, lr=schedule_lr(training, end - 1), loss=None))
         return RunOutcome(
             status=RunStatus.DIVERGED,
@@ -110,7 +110,7 @@ class Surface:
         ceiling = max(final, math.log(spec.model.vocab_size))
         points = []
         for step in steps:
-            tokens = step * training.batch_tokens
+            tokens = training.tokens_at(step)
             loss = min(ceiling, final * self.best_loss(params, tokens) / self.best_loss(params, training.tokens))
             measured = loss if step in held_out else None
             points.append(

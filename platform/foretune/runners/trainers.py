@@ -1,18 +1,17 @@
-"""From the name of a trainer to an outcome: finding it, calling it, checking what it returns, naming what it raised."""
+"""Trainers by name: finding one, checking what it returns, naming what it raised."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import math
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from foretune.errors import InputError
-from foretune.records import PROXY_TRAINER, CurvePoint, RunOutcome, RunSpec, RunStatus
+from foretune.records import PROXY_TRAINER, RunOutcome, RunSpec, RunStatus
 from foretune.runners.interface import Trainer
 
 _PROXY_FUNCTION = "foretune.proxies.train:train_run"
@@ -51,29 +50,6 @@ def check_trainers(specs: Iterable[RunSpec]) -> None:
     """Raise InputError unless every trainer that these runs name can be loaded."""
     for name in sorted({spec.trainer for spec in specs}):
         load_trainer(name)
-
-
-def order_longest_first(specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """The order in which parallel workers finish soonest: a long run started last would leave the others idle."""
-    return sorted(specs, key=lambda spec: (-spec.compute_flops, spec.run_id))
-
-
-def train(spec: RunSpec, workspace: Path, report: Callable[[CurvePoint], None]) -> RunOutcome:
-    """One attempt at a run in its folder under `workspace`: call its trainer, check what it returns.
-
-    Of the points that the trainer reports, the held-out evaluations are passed on.
-    """
-
-    def report_held_out(point: CurvePoint) -> None:
-        if point.held_out is not None:
-            report(point)
-
-    folder = workspace / "runs" / spec.run_id
-    folder.mkdir(parents=True, exist_ok=True)
-    outcome = check_outcome(load_trainer(spec.trainer)(spec, folder, report_held_out))
-    with contextlib.suppress(OSError):  # it stays when the trainer left something in it
-        folder.rmdir()
-    return outcome
 
 
 def check_outcome(outcome: object) -> RunOutcome:

@@ -36,7 +36,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "header alone": (lambda path: path.write_bytes(b"SQLite format 3\0"), "no SQLite database"),
     "folder": (Path.mkdir, r"is a folder; name a file in it, for example .*foretune\.db"),
     "other program": (make_other_database, r"a database of another program \(application_id 0\)"),
-    "newer": (make_newer, "schema 99 was written by a newer foretune, this one knows up to 1; upgrade with"),
+    "newer": (make_newer, "schema 99 was written by a newer foretune, this one knows up to 2; upgrade with"),
 }
 
 
@@ -218,33 +218,35 @@ def fail(_: sa.Connection) -> None:
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A ledger of schema 1 with one run."""
+    """A ledger of the newest schema with one run; a test adds a migration."""
     with open_ledger(tmp_path / "runs.db", create=True) as ledger:
         ledger.record(make_record())
     return tmp_path / "runs.db"
 
 
 def test_an_older_schema_is_upgraded_on_a_write_after_a_backup(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrations, "MIGRATIONS", (add_column,))
-    with pytest.raises(InputError, match="schema 1 is older than 2; `foretune run` or `foretune import` upgrades it"):
+    released = migrations.MIGRATIONS
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*released, add_column))
+    with pytest.raises(InputError, match="schema 2 is older than 3; `foretune run` or `foretune import` upgrades it"):
         open_ledger(old)
     with open_ledger(old, create=True) as ledger:
         (note,) = ledger.notes
         assert len(ledger.runs()) == 1
     (backup,) = old.parent.glob("*.backup")
-    assert f"upgraded from schema 1 to 2; the old one is kept as {backup}" in note
+    assert f"upgraded from schema 2 to 3; the old one is kept as {backup}" in note
     with open_ledger(old, create=True) as ledger:
         assert ledger.notes == ()
-    monkeypatch.setattr(migrations, "MIGRATIONS", ())
+    monkeypatch.setattr(migrations, "MIGRATIONS", released)
     with open_ledger(backup) as ledger:
         assert ledger.runs()["run_id"].tolist() == [make_record().run_id]
 
 
 def test_a_migration_that_fails_changes_nothing(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrations, "MIGRATIONS", (add_column, fail))
+    released = migrations.MIGRATIONS
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*released, add_column, fail))
     with pytest.raises(RuntimeError, match="power cut"):
         open_ledger(old, create=True)
-    monkeypatch.setattr(migrations, "MIGRATIONS", ())
+    monkeypatch.setattr(migrations, "MIGRATIONS", released)
     with open_ledger(old) as ledger:
         assert len(ledger.runs()) == 1
         with ledger._database.read() as connection:

@@ -179,8 +179,7 @@ memory = 80 * 2**20
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": memory})
 second = cluster.add_node(num_cpus=1, object_store_memory=memory)
 workspace = Path(sys.argv[1])
-missing = make_runner(RunnerSection(kind="ray"), address=cluster.address, workspace=workspace)
-runner = make_runner(RunnerSection(kind="ray"), address=cluster.address, workspace=workspace)
+runner = make_runner(RunnerSection(kind="ray", retries=0), address=cluster.address, workspace=workspace)
 specs = [make_spec(trainer="toy_trainers:nap", seed=seed) for seed in range(5)]
 for number, (spec, outcome) in enumerate(runner.run(specs, lambda spec, point: None)):
     print(outcome.status.value, runner.describe(), flush=True)
@@ -191,11 +190,12 @@ cluster.shutdown()
 """
 
 
-def test_runs_of_a_lost_node_move_to_another(tmp_path: Path) -> None:
+def test_runs_of_a_lost_node_move_to_another_without_a_retry(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_health_check_period_ms": "1000"}
+    environment["RAY_health_check_initial_delay_ms"] = "1000"  # a dead node is found in 6 s, not in 20
     command = [sys.executable, "-c", CLUSTER, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=True)
     lines = done.stdout.splitlines()
     assert [line.partition(" ")[0] for line in lines] == ["completed"] * 5, f"{done.stdout}\n{done.stderr}"
     assert lines[0].endswith("2 runs at once")

@@ -99,11 +99,11 @@ def test_another_process_sees_the_same_loss() -> None:
 
 
 def test_curve_falls_to_the_loss_of_the_run() -> None:
-    outcome = Surface(SurfaceSection()).evaluate(spec_near_optimum())
+    outcome = Surface(SurfaceSection()).evaluate(spec_near_optimum(vocab_size=32_000))  # ln V is well above the loss
     losses = [point.loss for point in outcome.curve if point.loss is not None]
     assert outcome.loss == losses[-1] == outcome.curve[-1].held_out
     assert losses == sorted(losses, reverse=True)
-    assert losses[0] > losses[-1]
+    assert losses[0] > losses[-1] + 0.5
     assert [point.step for point in outcome.curve if point.held_out is not None] == [1536, 3072, 4608, 6144]
     assert outcome.tokens == 6144 * 65536
 
