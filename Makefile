@@ -1,10 +1,10 @@
-# make demo, make test, make check, make bench: each sets up what it needs in its own virtual environment first.
+# make demo, test, check, notebooks, bench, bench-gpu: each sets up what it needs in its own virtual environment first.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check notebooks bench clean
+.PHONY: demo test check notebooks bench bench-gpu clean
 .DEFAULT_GOAL := test
 
 $(VENV)/bin/python:
@@ -39,6 +39,9 @@ foretune.db:
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python -m benchmarks trainer packing diagnostics
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -17,9 +17,16 @@ NAMES = (
     "fitting.repetition",
     "fitting.design",
     "fitting.coverage",
-    "proxy_throughput",
+    "parametrization",
+    "trainer",
+    "packing",
+    "packed_grid",
+    "forks",
+    "diagnostics",
     "driver_kill",
     "transfer_regret",
+    "transfer_ladder",
+    "expert_balance",
 )
 """Those on published runs first, then those that train."""
 

@@ -6,3 +6,4 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "studies/lr_width_transfer"
+TRANSFER = ROOT / "studies/transfer_ladder"

@@ -23,6 +23,7 @@ from scalelaws.downstream.scores import ScoreForecast, predict_score
 from scalelaws.engines.likelihood import Profile, Quantity
 from scalelaws.estimation import fit
 from scalelaws.forecasting import forecast
+from scalelaws.ladders import PooledDrift, measure_pooled_drift
 from scalelaws.laws import (
     LAWS,
     PUBLISHED,
@@ -86,6 +87,7 @@ __all__ = [
     "Observations",
     "Optimum",
     "OptimumLaw",
+    "PooledDrift",
     "PowerLaw",
     "Profile",
     "PublishedLoss",
@@ -121,6 +123,7 @@ __all__ = [
     "list_laws",
     "measure_drift",
     "measure_observed_drift",
+    "measure_pooled_drift",
     "optimal_size",
     "optimise_schedule",
     "predict_curve",

@@ -170,7 +170,7 @@ class Observations:
 
     def cell_index(self) -> NDArray[np.int64]:
         """The cell of every row: runs of one size and one horizon share a number; cells ascend in (N, D)."""
-        levels = np.stack([_level_index(self.params_non_embedding), _level_index(self.tokens)])
+        levels = np.stack([index_levels(self.params_non_embedding), index_levels(self.tokens)])
         return np.unique(levels, axis=1, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
     def cells(self) -> tuple[NDArray[np.int64], ...]:
@@ -322,7 +322,7 @@ def _name_rows(bad: BoolArray, values: NDArray[Any], shown: int = 5) -> str:
     return listed if len(rows) <= shown else f"{listed} and {len(rows) - shown} more"
 
 
-def _level_index(values: FloatArray) -> NDArray[np.int64]:
+def index_levels(values: FloatArray) -> NDArray[np.int64]:
     """The rank of each value among the distinct ones, up to a relative tolerance."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
@@ -351,7 +351,7 @@ def merge_horizons(tokens: FloatArray, batch_tokens: FloatArray | None) -> Float
 
 def count_levels(values: FloatArray) -> int:
     """How many distinct values there are, up to the tolerance that defines a cell."""
-    return int(_level_index(values).max()) + 1
+    return int(index_levels(values).max()) + 1
 
 
 def _read(frame: pd.DataFrame, name: str) -> str | None:

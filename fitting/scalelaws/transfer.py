@@ -6,7 +6,7 @@ two in the optimal learning rate per doubling of x.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +140,7 @@ def measure_drift(
     +inf for diverged runs. `expected` names an entry of `EXPECTED[axis]`, for example "mup"; the message then says
     whether the slope agrees with it. Raises ValueError for unusable input.
     """
-    along, expectation = _find_axis(axis), _find_expectation(axis, expected)
+    along, expectation = find_axis(axis), find_expectation(axis, expected)
     scales, rates, losses = (np.asarray(values, dtype=np.float64) for values in (scale, peak_lr, loss))
     if not (scales.shape == rates.shape == losses.shape) or scales.ndim != 1 or len(scales) == 0:
         raise ValueError(f"{axis}, peak_lr and loss need one entry per run; got {scales.shape}, {rates.shape}, "
@@ -158,7 +158,7 @@ def measure_observed_drift(
     observations: Observations, axis: str = "width", *, expected: str = "", level: float = 0.9, seed: int = 0
 ) -> Drift:
     """As `measure_drift`, from a run table; ValueError where something else varied along the ladder."""
-    along = _find_axis(axis)
+    along = find_axis(axis)
     for name in along.fixed:
         values = observations.covariates.get(name, getattr(observations, name, None))
         if values is not None and count_levels(values) > 1:
@@ -199,13 +199,15 @@ class _Ladder:
         return "; ".join(f"{self.axis.name} {place:g}: {item.message}" for place, item in pairs if not item.status.ok)
 
 
-def _find_axis(name: str) -> Axis:
+def find_axis(name: str) -> Axis:
+    """The axis of that name; ValueError with the known ones."""
     if name not in AXES:
         raise ValueError(f"there is no axis {name!r}; known are {', '.join(AXES)}")
     return AXES[name]
 
 
-def _find_expectation(axis: str, name: str) -> Expectation | None:
+def find_expectation(axis: str, name: str) -> Expectation | None:
+    """What is expected over an axis under that name, None for no name; ValueError with the known ones."""
     if not name:
         return None
     if name not in EXPECTED[axis]:
@@ -230,32 +232,39 @@ def _judge(ladder: _Ladder, level: float, seed: int) -> Drift:
         )
         nothing = np.empty(0)
         return Drift(*given, None, None, ladder.step, "undecided", message, level, nothing, axis.name, ladder.expected)
-    slopes = _draw_slopes(found, seed)
+    slopes = draw_slopes([found], seed)
     slope = Estimate.from_draws(slopes, level, unit=f"factors of two per doubling of {axis.name}")
     moved = float(np.log2(found[-1][1].value / found[0][1].value)) / ladder.step
     steps = f"{moved:+.1f} grid steps from {axis.name} {found[0][0]:g} to {found[-1][0]:g}"
-    verdict, message = _decide(slope, steps, level, axis, ladder.left_grid)
-    message += _compare(slope, ladder.expected)
+    verdict, message = decide_drift(slope, steps, level, axis, ladder.left_grid)
+    message += compare_slope(slope, ladder.expected)
     if ladder.refused:
         message += f"; left out: {ladder.refused}"
     return Drift(*given, slope, moved, ladder.step, verdict, message, level, slopes, axis.name, ladder.expected)
 
 
-def _draw_slopes(found: list[tuple[float, Optimum]], seed: int) -> FloatArray:
-    """Slope of log2 optimum on log2 scale, with scatter between places."""
-    x = np.log2(np.array([place for place, _ in found]))
-    quantiles = np.stack([np.quantile(item.draws[:, 0], [0.159, 0.5, 0.841]) for _, item in found])
-    design = np.stack([np.ones_like(x), x - x.mean()], axis=1)
+def draw_slopes(ladders: Sequence[Sequence[tuple[float, Optimum]]], seed: int) -> FloatArray:
+    """Slope of log2 optimum on log2 scale, with scatter between places; ladders have each a level of their own.
+
+    A ladder is its places with the optima found there, two or more.
+    """
+    owner = np.concatenate([np.full(len(found), i) for i, found in enumerate(ladders)])
+    logs = [np.log2(np.array([place for place, _ in found])) for found in ladders]
+    quantiles = np.stack([np.quantile(item.draws[:, 0], [0.159, 0.5, 0.841]) for found in ladders for _, item in found])
+    levels = [np.asarray(owner == i, dtype=np.float64) for i in range(len(ladders))]
+    design = np.stack([*levels, np.concatenate([x - x.mean() for x in logs])], axis=1)
     variance = (0.5 * (quantiles[:, 2] - quantiles[:, 0])) ** 2
-    flat = np.array([np.inf, np.inf])
-    coefficients, _ = regress(design, quantiles[:, 1], variance, flat, x).draw(DRAWS, np.random.default_rng(seed))
-    return np.asarray(coefficients[:, 1] / np.log(2))
+    flat = np.full(design.shape[1], np.inf)
+    fitted = regress(design, quantiles[:, 1], variance, flat, np.concatenate(logs))
+    coefficients, _ = fitted.draw(DRAWS, np.random.default_rng(seed))
+    return np.asarray(coefficients[:, -1] / np.log(2))
 
 
-def _decide(slope: Estimate, steps: str, level: float, axis: Axis, left_grid: bool) -> tuple[str, str]:
-    """Holds if the whole interval is small, drifts if all of it is on one side of zero and not small.
+def decide_drift(slope: Estimate, steps: str, level: float, axis: Axis, left_grid: bool) -> tuple[str, str]:
+    """The verdict and its sentence.
 
-    An optimum that left the grid at some place is at odds with one that stays, so nothing holds then.
+    Holds if the whole interval is small, drifts if all of it is on one side of zero and not small. An optimum that
+    left the grid at some place is at odds with one that stays, so nothing holds then.
     """
     assert slope.low is not None
     assert slope.high is not None
@@ -270,7 +279,7 @@ def _decide(slope: Estimate, steps: str, level: float, axis: Axis, left_grid: bo
     return "undecided", f"undecided: {said}; add {axis.plural} or learning rates"
 
 
-def _compare(slope: Estimate, expected: Expectation | None) -> str:
+def compare_slope(slope: Estimate, expected: Expectation | None) -> str:
     """Whether the slope agrees with the expectation, as the end of a sentence."""
     if expected is None or slope.low is None or slope.high is None:
         return ""

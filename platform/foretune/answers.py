@@ -122,6 +122,8 @@ class Answer:
     """When the forecast that the verification checks was written down, UTC."""
     runs: pd.DataFrame
     """The run table of the study."""
+    diagnoses: pd.DataFrame
+    """What was measured along its runs beside their losses: run_id, and the fields of `foretune.records.Diagnosis`."""
 
     @property
     def registered_before_runs(self) -> bool | None:

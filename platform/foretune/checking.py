@@ -12,8 +12,9 @@ from foretune.ledger import Ledger
 from foretune.parametrization import choose_multipliers, describe_groups
 from foretune.planning import Plan, Spent, check_budget
 from foretune.probe import Estimate, estimate_hours
-from foretune.records import ModelSpec, RunSpec
+from foretune.records import RunSpec
 from foretune.resolution import plan_study, resolve_corpus
+from foretune.runners.grouping import sum_savings
 from foretune.search import ask_search
 from foretune.search.verification import expect_verification
 from foretune.study import Study
@@ -28,7 +29,7 @@ def describe_study(study: Study) -> dict[str, Rows]:
     first = {spec.scale: spec for spec in reversed(specs)}
     return {
         "scales": [_describe_scale(spec) for spec in first.values()],
-        "parameters by group": [_describe_params(spec) for spec in first.values()],
+        "parameters by group": _describe_params(first),
         "parametrization": _describe_parametrization(specs),
         "forward multipliers": _describe_multipliers(specs),
         "search space": [
@@ -53,6 +54,7 @@ def describe_plan(
     expected = _outstanding_verification(study, stand_ins, ledger, searching=bool(plan.todo))
     specs = [*plan.todo, *expected]
     estimate = estimate_hours(specs, study.runner) if probe else Estimate(0.0, 1, "not measured (--no-probe)")
+    saved = sum_savings(specs, study.runner)
     record = {
         "study": plan.study,
         "runs_to_do": len(plan.todo),
@@ -61,6 +63,9 @@ def describe_plan(
         "runs_skipped": len(plan.skipped),
         "tokens": sum(spec.training.tokens for spec in specs),
         "compute_flops": float(sum(spec.compute_flops for spec in specs)),
+        "shared_trunk_runs": saved.runs,
+        "shared_trunk_tokens": saved.tokens,
+        "shared_trunk_flops": saved.flops,
         "hours": round(estimate.hours, 4),
         "runs_at_once": estimate.slots,
         "hours_basis": estimate.basis,
@@ -93,11 +98,10 @@ def _describe_scale(spec: RunSpec) -> dict[str, Any]:
     shape, training = spec.model.shape, spec.training
     return {
         "scale": spec.scale,
-        "width": shape.width,
-        "depth": shape.depth,
-        "heads": shape.width // shape.head_size,
-        "ffn_width": shape.ffn_width,
+        "width": spec.model.width,
+        "depth": spec.model.depth,
         "params_non_embedding": shape.params_non_embedding,
+        "params_active": shape.params_active,
         "params_total": shape.params_total,
         "tokens": training.tokens,
         "tokens_per_param": round(training.tokens / shape.params_non_embedding, 2),
@@ -109,29 +113,36 @@ def _describe_scale(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def _describe_params(spec: RunSpec) -> dict[str, Any]:
-    return {"scale": spec.scale, **spec.model.shape.count_params()}
+def _describe_params(specs: Mapping[str, RunSpec]) -> Rows:
+    """A row per group and a column per rung."""
+    counts = {scale: spec.model.shape.count_params() for scale, spec in specs.items()}
+    groups = {group: None for count in counts.values() for group in count}
+    return [{"group": group, **{scale: count.get(group, 0) for scale, count in counts.items()}} for group in groups]
 
 
 def _describe_parametrization(specs: Sequence[RunSpec]) -> Rows:
-    """The rules of every parametrization at every width: what is multiplied by how much."""
+    """The rules of every parametrization and optimizer at every size: what is multiplied by how much."""
     return [
-        {"parametrization": model.parametrization, "width": model.width, **row}
-        for model in _list_models(specs)
-        for row in describe_groups(model)
+        {**_name_size(spec), "optimizer": spec.training.optimizer, **row}
+        for spec in _list_models(specs)
+        for row in describe_groups(spec.model, spec.training.optimizer)
     ]
 
 
 def _describe_multipliers(specs: Sequence[RunSpec]) -> Rows:
-    """The constants of the forward pass under every parametrization at every width."""
-    return [
-        {"parametrization": model.parametrization, "width": model.width, **asdict(choose_multipliers(model))}
-        for model in _list_models(specs)
-    ]
+    """The constants of the forward pass under every parametrization at every size."""
+    rows = [{**_name_size(spec), **asdict(choose_multipliers(spec.model))} for spec in _list_models(specs)]
+    return [row for number, row in enumerate(rows) if row not in rows[:number]]
 
 
-def _list_models(specs: Sequence[RunSpec]) -> list[ModelSpec]:
-    seen = {(spec.model.parametrization, spec.model.width): spec.model for spec in reversed(specs)}
+def _name_size(spec: RunSpec) -> dict[str, Any]:
+    model = spec.model
+    return {"parametrization": model.parametrization, "width": model.width, "depth": model.depth}
+
+
+def _list_models(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """A run for every parametrization, size and optimizer, in that order."""
+    seen = {(*_name_size(spec).values(), spec.training.optimizer): spec for spec in reversed(specs)}
     return [seen[key] for key in sorted(seen)]
 
 
@@ -180,7 +191,11 @@ def _sum_others(plan: Plan, ledger: Ledger | None) -> Spent:
     planned = [spec.run_id for spec in (*plan.todo, *(spec for spec, _ in plan.done))]
     others = frame[~frame["run_id"].isin(planned) & frame["source"].isin(["trained", "replay"])]
     others = others[others["status"].ne("failed")]
-    return Spent(len(others), int(others["tokens"].sum()), float(others["compute_flops"].sum()))
+    return Spent(
+        len(others),
+        int(others["tokens"].sum()),
+        float(others["spent_flops"].fillna(others["compute_flops"]).astype(float).sum()),
+    )
 
 
 def _find_refusal(study: Study, plan: Plan, estimate: Estimate, spent: Spent, *, probe: bool) -> InputError | None:

@@ -1,4 +1,4 @@
-"""The command line: verbs and paths, no knobs. Each verb is one call into `verbs.py`."""
+"""The command line: verbs and paths, no knobs. Each verb is one call into `verbs.py` or `gate_verbs.py`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(arguments)
     try:
-        from foretune import verbs
-
-        return int(getattr(verbs, f"do_{args.verb}")(args) or EXIT_DONE)
+        return int(_find_verb(args.verb)(args) or EXIT_DONE)
     except InputError as error:
         return _complain(error, EXIT_INPUT)
     except ForetuneError as error:
@@ -37,6 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("interrupted; what had finished is in the ledger: the same command goes on", EXIT_INTERRUPTED)
     finally:
         _flush()
+
+
+def _find_verb(name: str) -> Callable[[argparse.Namespace], int | None]:
+    """What a verb does; found only when it is called, so that `--help` imports nothing."""
+    from foretune import gate_verbs, verbs
+
+    room = verbs if hasattr(verbs, f"do_{name}") else gate_verbs
+    found: Callable[[argparse.Namespace], int | None] = getattr(room, f"do_{name}")
+    return found
 
 
 def _flush() -> None:
@@ -60,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_study_verbs(verbs)
+    _add_gate_verbs(verbs)
     _add_ledger_verbs(verbs)
     _add_query_verbs(verbs)
     return parser
@@ -91,6 +99,17 @@ def _add_study_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
     _add_ledger(report)
 
     verbs.add_parser("schema", help="the JSON Schema of a study file, for editors")
+
+
+def _add_gate_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    check = verbs.add_parser("coordcheck", help="do the changes of each layer keep their size over widths?")
+    check.add_argument("study", metavar="STUDY", help="folder or TOML file")
+    transfer = verbs.add_parser("transfer", help="does the optimum hold over width, depth, batch, horizon?")
+    transfer.add_argument("study", metavar="STUDY", help="folder, TOML file, or name in the ledger")
+    for verb in (check, transfer):
+        verb.add_argument("--results", default="results", metavar="FOLDER", help="where results/STUDY/ is written")
+        _add_ledger(verb)
+        _add_format(verb)
 
 
 def _add_ledger_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

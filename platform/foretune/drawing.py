@@ -12,15 +12,24 @@ import numpy as np
 
 from foretune.answers import Answer, Branch, Verification, title_parametrization
 from foretune.quantities import format_count
+from foretune.transferring import TransferAnswer
 from scalelaws import CellOptimum, Estimate, Forecast, Observations, Status, Target
+from scalelaws.transfer import AXES
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PANEL = (5.6, 4.3)
 """Size of one panel, inches."""
 DOTS_PER_INCH = 150
+DIAGNOSED = {
+    "noise_scale_tokens": "gradient noise scale (tokens)",
+    "update_cosine": "cosine of update and descent",
+    "attention_logit_max": "largest attention logit",
+}
+"""The panels of the diagnoses, and what their axes say."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ def draw_answer(answer: Answer) -> dict[str, Picture]:
         "drift": draw_drift_panel,
         "law": draw_law_panels,
         "verification": draw_verification_panels,
+        "diagnoses": draw_diagnosis_panels,
     }
     captions = {
         "basins": "Held-out loss against peak learning rate at every size. Lines: fitted basins; stars: their optima, "
@@ -49,6 +59,8 @@ def draw_answer(answer: Answer) -> dict[str, Picture]:
         "drift": "The optimal learning rate against width. Flat means that a small proxy's optimum transfers.",
         "law": "The law of the tuned loss with its 90 % band; hollow diamonds: larger runs that the fit did not see.",
         "verification": "The registered forecast (lines and 90 % bands) and the larger runs trained after it.",
+        "diagnoses": "What was measured along the best run of every rung. Dotted: its batch, which is wastefully large "
+        "where it lies far above the noise scale.",
     }
     drawn = {name: draw(answer) for name, draw in figures.items()}
     return {name: _render(figure, captions[name]) for name, figure in drawn.items() if figure is not None}
@@ -85,6 +97,60 @@ def draw_verification_panels(answer: Answer) -> Figure | None:
     """One panel a parametrization: the registered forecast and the runs that check it."""
     checks = [check for check in answer.verification if check.runs]
     return _draw_panels(checks, lambda check, ax: _draw_verification(check, ax), share=True)
+
+
+def draw_diagnosis_panels(answer: Answer) -> Figure | None:
+    """Noise scale, alignment of the updates and attention logits along the best run of every rung."""
+    best = _list_best_runs(answer)
+    if not len(best):
+        return None
+    figure = _new_figure(len(DIAGNOSED))
+    axes = dict(zip(DIAGNOSED, figure.subplots(1, len(DIAGNOSED)), strict=True))
+    for color, (_, run) in enumerate(best.iterrows()):
+        series = answer.diagnoses[answer.diagnoses["run_id"] == run["run_id"]]
+        for column, ax in axes.items():
+            label = f"{run['scale']}, learning rate {run['peak_lr']:.3g}"
+            ax.plot(series["step"] / run["steps"], series[column], color=f"C{color}", marker=".", label=label)
+        axes["noise_scale_tokens"].axhline(run["batch_tokens"], color=f"C{color}", lw=1, ls=":")
+    for column, ax in axes.items():
+        ax.set(xlabel="share of the run", ylabel=DIAGNOSED[column])
+        if column != "update_cosine":
+            ax.set_yscale("log")
+    axes["update_cosine"].axhline(0, color="0.7", lw=1)
+    axes["attention_logit_max"].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def draw_transfer_panels(answer: TransferAnswer) -> Figure | None:
+    """One panel for each axis along which runs were searched: the optimum on every ladder of each parametrization."""
+    panels = {
+        axis: {
+            title_parametrization(branch.parametrization): branch.drifts[axis]
+            for branch in answer.branches
+            if axis in branch.drifts
+        }
+        for axis in AXES
+    }
+    panels = {axis: drifts for axis, drifts in panels.items() if drifts}
+    if not panels:
+        return None
+    from scalelaws.figures import draw_ladders
+
+    figure = _new_figure(len(panels))
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for drifts, ax in zip(panels.values(), axes, strict=True):
+        draw_ladders(drifts, ax)
+    for ax in axes[1:]:
+        ax.set_ylabel("")
+    return figure
+
+
+def _list_best_runs(answer: Answer) -> pd.DataFrame:
+    """The search run with the lowest loss of every rung of the main parametrization, if it was diagnosed."""
+    runs = answer.runs
+    searched = runs["role"].eq("search") & runs["parametrization"].eq(answer.branch.parametrization)
+    known = runs[searched & runs["loss"].notna() & runs["run_id"].isin(answer.diagnoses["run_id"])]
+    return known.loc[known.groupby("scale", sort=False)["loss"].idxmin()]
 
 
 def _draw_basins(branch: Branch, ax: Axes) -> None:

@@ -46,6 +46,8 @@ def gather_observations(frame: pd.DataFrame, *, parametrization: str = "", pool:
     if kept.empty:
         listed = "; ".join(f"{item.runs} {item.reason}" for item in excluded)
         raise InputError(f"no runs to fit{': ' + listed if listed else ''}")
+    if "status" in kept and kept["status"].eq("diverged").all():
+        raise InputError(f"no runs to fit: all {len(kept)} diverged; lower the learning rates or the weight decay")
     try:
         return Observations.from_frame(kept, params=choose_counting(kept), excluded=tuple(excluded), pool=pool)
     except ObservationError as error:

@@ -53,6 +53,8 @@ def estimate_hours(specs: Sequence[RunSpec], runner: RunnerSection) -> Estimate:
 
 def count_slots(runner: RunnerSection) -> int:
     """Packs that this machine executes at once; without the GPUs that they ask for, those that its CPU cores hold."""
+    if runner.kind == "inline":
+        return 1
     runner = _fit_to_machine(runner)
     node = {"CPU": float(count_cpus())} | ({"GPU": float(_count_gpus())} if runner.gpus_per_run else {})
     return max(1, count_node_slots(runner, [node]))

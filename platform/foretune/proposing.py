@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foretune.deriving import CorpusFacts, nearest_batch, resolve_horizon, resolve_run
 from foretune.errors import InputError
 from foretune.evidence import gather_observations
-from foretune.planning import CorpusFacts, find_obstacle, nearest_batch, resolve_horizon, resolve_run
+from foretune.planning import find_obstacle
 from foretune.records import RunSpec
 from foretune.resolution import resolve_corpus
 from foretune.sections import PointSection, ScaleSection

@@ -12,12 +12,14 @@ import numpy as np
 
 import scalelaws
 from foretune.answers import Answer, Branch, Verification, VerificationRun
+from foretune.deriving import CorpusFacts, nearest_batch, resolve_horizon
 from foretune.errors import InputError
 from foretune.evidence import gather_observations, list_parametrizations
 from foretune.ledger import Ledger
-from foretune.planning import CorpusFacts, nearest_batch, resolve_horizon
+from foretune.licences import FITTED, Licence, grant_licence
 from foretune.records import hash_content
 from foretune.search.verification import Centre
+from foretune.shaping import measure_rung
 from foretune.study import Study
 from scalelaws import Allocation, Drift, Fit, FitError, Forecast, Observations, Target
 from scalelaws.backtesting import HeldOut
@@ -40,7 +42,8 @@ def answer_study(study: Study, ledger: Ledger) -> Answer:
     registered = ledger.forecasts(name)
     nothing: dict[str, Any] = {"scale": "", "branches": {}}
     payload = registered[-1].payload if registered and study.verification else nothing
-    branches = tuple(_answer_branch(study, frame, branch, target) for branch in list_branches(study, frame))
+    gates = ledger.gates(name)
+    branches = tuple(_answer_branch(study, frame, gates, branch, target) for branch in list_branches(study, frame))
     return Answer(
         study=name,
         question=study.study.question,
@@ -53,15 +56,23 @@ def answer_study(study: Study, ledger: Ledger) -> Answer:
         ),
         registered_at=str(registered[-1].created_at) if registered and study.verification else "",
         runs=frame,
+        diagnoses=ledger.diagnoses(name),
     )
 
 
 def predict_target(
-    frame: pd.DataFrame, target: Target, *, parametrization: str = "", pool: Collection[str] = (), seed: int = 0
+    frame: pd.DataFrame,
+    target: Target,
+    *,
+    parametrization: str = "",
+    pool: Collection[str] = (),
+    seed: int = 0,
+    licence: Licence = FITTED,
 ) -> Forecast:
     """The forecast for a target from a run table; InputError when the runs do not carry it, with the reason."""
     observations = gather_observations(frame, parametrization=parametrization, pool=pool)
-    return scalelaws.forecast(_fit(choose_settings_law(observations), observations, seed), target)
+    fit = _fit(licence.law or choose_settings_law(observations), observations, seed)
+    return licence.mark(scalelaws.forecast(fit, target))
 
 
 def choose_settings_law(observations: Observations) -> str:
@@ -92,10 +103,16 @@ def _fit(law: str, observations: Observations, seed: int) -> Fit:
 def allocate_compute(
     frame: pd.DataFrame, flops: float, *, parametrization: str = "", pool: Collection[str] = (), seed: int = 0
 ) -> Allocation:
-    """The compute-optimal parameters and tokens by the loss law of N and D that the runs carry."""
-    fit = fit_runs(frame, "chinchilla", parametrization=parametrization, pool=pool, seed=seed)
+    """The compute-optimal parameters and tokens; `law` of the answer says which procedure gave it.
+
+    Where the runs hold isoFLOP curves it is the mean of Hoffmann's approaches 2 and 3 (benchmarks/fitting/allocation),
+    else the law of the loss in N and D alone.
+    """
+    observations = gather_observations(frame, parametrization=parametrization, pool=pool)
+    fit = _fit("chinchilla", observations, seed)
     try:
-        return scalelaws.allocate(fit, flops)
+        approaches = scalelaws.compare_approaches(observations, seed=seed)
+        return approaches.allocate(flops, fit) if approaches.holds_profiles else scalelaws.allocate(fit, flops)
     except ValueError as error:
         raise InputError(f"--flops: {error}") from None
 
@@ -182,17 +199,24 @@ def choose_target(study: Study, frame: pd.DataFrame) -> Target:
 def register_forecasts(study: Study, ledger: Ledger) -> list[Centre]:
     """Freeze the forecast for the verification rung before any of its runs starts, and say where to train.
 
-    The first forecast from the same evidence stands for ever, so a restarted driver trains at the same settings.
+    The first forecast from the same evidence stands for ever, so a restarted driver trains at the same settings. While
+    a gate that the study asks for is missing nothing is frozen and nowhere trained; the answer says which one.
     """
     assert study.verification is not None
     name = study.study.name
     frame = ledger.runs(name)
-    frame = frame[frame["role"] == "search"]
+    frame, gates = frame[frame["role"] == "search"], ledger.gates(name)
+    try:
+        licences = {branch: grant_licence(study, gates, frame, branch) for branch in list_branches(study, frame)}
+    except InputError:
+        return []
     target = _rung_target(study)
     payload = {
         "scale": study.verification.scale,
         "target": target.to_dict(),
-        "branches": {branch: _forecast_branch(study, frame, branch, target) for branch in list_branches(study, frame)},
+        "branches": {
+            branch: _forecast_branch(study, frame, licence, branch, target) for branch, licence in licences.items()
+        },
     }
     registered = ledger.register_forecast(name, _fingerprint(study, frame), payload)
     return [
@@ -202,9 +226,11 @@ def register_forecasts(study: Study, ledger: Ledger) -> list[Centre]:
     ]
 
 
-def _forecast_branch(study: Study, frame: pd.DataFrame, branch: str, target: Target) -> dict[str, Any]:
+def _forecast_branch(
+    study: Study, frame: pd.DataFrame, licence: Licence, branch: str, target: Target
+) -> dict[str, Any]:
     try:
-        forecast = predict_target(frame, target, parametrization=branch, seed=study.study.seed)
+        forecast = predict_target(frame, target, parametrization=branch, seed=study.study.seed, licence=licence)
     except InputError as error:
         return {"forecast": None, "centre": None, "problem": str(error)}
     if forecast.peak_lr is None:
@@ -217,22 +243,24 @@ def _forecast_branch(study: Study, frame: pd.DataFrame, branch: str, target: Tar
 
 
 def _fingerprint(study: Study, frame: pd.DataFrame) -> str:
+    """Of the evidence, and of how the study carries it to other sizes where it does not fit that."""
     losses = frame["loss"].astype(object).where(frame["loss"].notna(), None)
     rows = sorted([str(a), str(b), c] for a, b, c in zip(frame["run_id"], frame["status"], losses, strict=True))
     assert study.verification is not None
-    return hash_content([rows, study.verification.scale])
+    carried = [] if study.proxy.across_widths == "fit" else [study.proxy.across_widths]
+    return hash_content([rows, study.verification.scale, *carried])
 
 
 def _rung_target(study: Study) -> Target:
     """The verification rung as a target, without preparing a corpus: non-embedding counts need no vocabulary."""
     assert study.verification is not None
     scale = study.scale_named(study.verification.scale)
-    shape = study.shape(scale, vocab_size=0)
-    tokens = resolve_horizon(study, scale, CorpusFacts("", 0, {}, {}))
+    shape = measure_rung(study, scale, vocab_size=1)
+    tokens = resolve_horizon(study, scale, CorpusFacts("", 1, {}, {}))
     return Target(float(shape.params_non_embedding), float(tokens), study.data.seq_len)
 
 
-def _answer_branch(study: Study, frame: pd.DataFrame, branch: str, target: Target) -> Branch:
+def _answer_branch(study: Study, frame: pd.DataFrame, gates: pd.DataFrame, branch: str, target: Target) -> Branch:
     try:
         observations = gather_observations(frame, parametrization=branch)
     except InputError as error:
@@ -243,21 +271,21 @@ def _answer_branch(study: Study, frame: pd.DataFrame, branch: str, target: Targe
         return Branch(branch, observations, problem=str(error))
     drift = _measure_drift(observations, study.study.seed)
     try:
-        fit = scalelaws.fit(choose_settings_law(observations), observations, seed=study.study.seed)
-    except (FitError, ValueError) as error:
+        licence = grant_licence(study, gates, frame, branch)
+        fit = _fit(licence.law or choose_settings_law(observations), observations, study.study.seed)
+    except InputError as error:
         return Branch(branch, observations, cells, drift=drift, problem=str(error))
-    return Branch(branch, observations, cells, fit, scalelaws.forecast(fit, target), drift)
+    return Branch(branch, observations, cells, fit, licence.mark(scalelaws.forecast(fit, target)), drift)
 
 
 def _measure_drift(observations: Observations, seed: int) -> Drift | None:
-    """The drift over widths, where widths were searched at one horizon and one batch."""
-    width, rates = observations.width, observations.peak_lr
-    if width is None or rates is None or len(np.unique(width)) < 2:
+    """The drift over widths, where widths were searched at one horizon, one batch and one depth."""
+    if observations.width is None or len(np.unique(observations.width)) < 2:
         return None
-    settings = [observations.tokens] + ([observations.batch_tokens] if observations.batch_tokens is not None else [])
-    if any(len(np.unique(values)) > 1 for values in settings):
+    try:
+        return scalelaws.measure_observed_drift(observations, seed=seed)
+    except ValueError:  # something else varied with it: `foretune transfer` looks along every ladder
         return None
-    return scalelaws.measure_drift(width, rates, observations.loss, seed=seed)
 
 
 def _verify(payload: dict[str, Any], frame: pd.DataFrame) -> tuple[Verification, ...]:

@@ -188,11 +188,30 @@ def _list_sections(answer: Answer, pictures: dict[str, Picture]) -> list[Section
             shown("verification"),
             [Table.of(_list_verification(answer), chosen="predicted")],
         ),
+        *_describe_stability(answer, shown("diagnoses")),
         *([_compare_with_published(answer)] if answer.target.compute >= PUBLISHED_FLOPS else []),
         Section("What was left out, and why", tables=[Table.of(_list_exclusions(answer))]),
         Section("Costs", tables=[Table.of(_list_costs(answer))]),
         Section("Versions", tables=[Table.of(_list_versions(answer))]),
     ]
+
+
+def _describe_stability(answer: Answer, figures: list[Picture]) -> list[Section]:
+    """The runs with a verdict on their stability; spikes and logits that grow tell of too large a learning rate."""
+    watched = answer.runs[answer.runs["instability"].notna() | answer.runs["run_id"].isin(answer.diagnoses["run_id"])]
+    seen = watched[watched["instability"].notna()]
+    rows = [
+        {
+            "rung": run["scale"],
+            "parametrization": title_parametrization(str(run["parametrization"])),
+            "learning rate": run["peak_lr"],
+            "status": run["status"],
+            "what was seen": run["instability"],
+        }
+        for _, run in seen.iterrows()
+    ]
+    told = f"In {len(watched) - len(seen)} of {len(watched)} runs that were watched nothing was seen."
+    return [Section("How stable were the runs?", [told], figures, [Table.of(rows)])] if len(watched) else []
 
 
 def _compare_with_published(answer: Answer) -> Section:
@@ -294,7 +313,7 @@ def _list_costs(answer: Answer) -> list[dict[str, Any]]:
             "number": len(part),
             "states": ", ".join(f"{count} {name}" for name, count in Counter(part["status"]).items()),
             "tokens trained": float(_tokens_trained(part).sum()),
-            "training FLOPs": float((part["compute_flops"] * _tokens_trained(part) / part["tokens"]).sum()),
+            "training FLOPs": float(_spent_flops(part).sum()),
             "run seconds, added up": round(float(part["wall_seconds"].fillna(0).sum()), 1),
         }
         for role, part in frame.groupby("role", sort=False)
@@ -304,6 +323,12 @@ def _list_costs(answer: Answer) -> list[dict[str, Any]]:
 def _tokens_trained(part: pd.DataFrame) -> pd.Series[float]:
     """Tokens that were trained on: the horizon, less what diverged and failed runs left of it."""
     return part["tokens_trained"].fillna(part["tokens"]).astype(float)
+
+
+def _spent_flops(part: pd.DataFrame) -> pd.Series[float]:
+    """What the runs cost: less than their horizon where they shared a trunk or ended early."""
+    by_tokens = part["compute_flops"] * _tokens_trained(part) / part["tokens"]
+    return part["spent_flops"].astype(float).fillna(by_tokens)
 
 
 def _list_versions(answer: Answer) -> list[dict[str, Any]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from foretune.corpora import prepare_corpus
+from foretune.deriving import CorpusFacts
 from foretune.errors import InputError
 from foretune.ledger import Ledger
-from foretune.planning import CorpusFacts, Plan, plan_runs
+from foretune.planning import Plan, plan_runs
 from foretune.search import ask_search
 from foretune.study import Study
 

@@ -29,6 +29,7 @@ def find_training_problems(
         *_phase_problems(training, schedules),
         *_final_lr_problems(training, search, schedules),
         *_optimizer_problems(optimizers, schedules, parametrizations),
+        *_momentum_problems(search, optimizers),
         *_timescale_problems(training, search, optimizers),
         *_ramp_problems(training, search, scales),
     ]
@@ -113,6 +114,14 @@ def _optimizer_problems(
         yield (
             "training.optimizer: 'prodigy' has one learning rate for all groups of parameters, which parametrization "
             f'{other[0]!r} does not; use parametrization = "standard", or another optimizer'
+        )
+
+
+def _momentum_problems(search: SearchSection, optimizers: Sequence[str]) -> Iterator[str]:
+    if "momentum" in search.space and not {"sgd", "muon"} & set(optimizers):
+        yield (
+            f"search.space.momentum: {optimizers[0]!r} has none, so its runs would be repeats; vary beta1, or take sgd "
+            "or muon"
         )
 
 

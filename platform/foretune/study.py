@@ -102,6 +102,9 @@ def choose_depth(proxy: ProxySection, scale: ScaleSection) -> int:
     return proxy.depth
 
 
+PYDANTIC_PART = re.compile(r"function-(before|after)$|literal\[|constrained-")
+"""Parts of a location that name a step or a branch of pydantic's own check, and no key of the file."""
+
 DECODER_FIELDS = {
     "activation": "hidden_act",
     "qk_norm": "",
@@ -258,8 +261,11 @@ def _anchor_paths(study: Study, folder: Path) -> Study:
 def _explain(error: ValidationError) -> list[str]:
     """One line a problem: key, rule, value, what to try."""
     lines: list[str] = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"] if part not in ("function-before", "function-after"))
+    problems = error.errors()
+    for item in problems:
+        if item["type"] == "too_short" and any(item["loc"] == other["loc"][:-2] for other in problems):
+            continue  # pydantic counts sound items only; what is wrong with the others is said of them
+        key = ".".join(str(part) for part in item["loc"] if not PYDANTIC_PART.match(str(part)))
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             lines.append(f"{key}: unknown key; {_nearest_key(item['loc'])}")

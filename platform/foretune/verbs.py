@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import scalelaws
 from foretune.errors import InputError
+from foretune.finding import find_study, find_study_or_none, name_study
 from foretune.ledger import Ledger, Recorded, open_ledger
 from foretune.ledger.opening import DEFAULT_FILE
+from foretune.licences import FITTED, Licence, grant_licence
 from foretune.quantities import TokensPerParam
 from foretune.rendering import render_record, render_rows
-from foretune.study import Study, load_study, read_study
+from foretune.study import Study, load_study
 from scalelaws import Target
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ def do_run(args: Namespace) -> int:
 def do_report(args: Namespace) -> int:
     """Write the report of what the ledger holds."""
     with open_ledger(args.ledger or None) as ledger:
-        return _print_answer(_find_study(args.study, ledger), ledger, Path(args.results), "table")
+        return _print_answer(find_study(args.study, ledger), ledger, Path(args.results), "table")
 
 
 def do_status(args: Namespace) -> None:
@@ -86,7 +88,7 @@ def do_status(args: Namespace) -> None:
 
     table = args.format == "table"
     with open_ledger(args.ledger or None) as ledger:
-        names = [_study_name(args.study)] if args.study else ledger.studies()
+        names = [name_study(args.study)] if args.study else ledger.studies()
         rows = [describe_status(ledger, name) for name in names]
     print(render_rows([{**row, "failures": len(row["failures"])} for row in rows] if table else rows, args.format))
     for failure in [failure for row in rows for failure in row["failures"]] if table else []:
@@ -119,7 +121,7 @@ def do_export(args: Namespace) -> None:
     from foretune.ledger.exporting import export_runs
 
     with open_ledger(args.ledger or None) as ledger:
-        frame = ledger.runs(_study_name(args.study))
+        frame = ledger.runs(name_study(args.study))
     export_runs(frame, Path(args.to), force=args.force)
     print(f"{len(frame)} runs written to {args.to}")
 
@@ -145,8 +147,8 @@ def do_predict(args: Namespace) -> None:
         return
     frame, branch, study = _gather(args)
     target = _read_target(args, study)
-    seed = study.study.seed if study else 0
-    forecast = predict_target(frame, target, parametrization=branch, pool=args.pool, seed=seed)
+    seed, licence = study.study.seed if study else 0, _find_licence(args, study, frame, branch)
+    forecast = predict_target(frame, target, parametrization=branch, pool=args.pool, seed=seed, licence=licence)
     print(render_record(forecast.to_dict(), args.format))
     if args.format == "table":
         print("\npublished laws at the same target, each under its own conventions")
@@ -158,7 +160,7 @@ def do_allocate(args: Namespace) -> None:
     from foretune.query import allocate_compute
 
     if args.published:
-        allocation = scalelaws.allocate(_get_published(args.published), args.flops)
+        allocation = _allocate_published(args.published, args.flops)
     else:
         frame, branch, study = _gather(args)
         seed = study.study.seed if study else 0
@@ -191,7 +193,7 @@ def do_next(args: Namespace) -> None:
     from foretune.query import list_branches
 
     with open_ledger(args.ledger or None, create=True) as ledger:
-        study = _find_study(args.study, ledger)
+        study = find_study(args.study, ledger)
         name = study.study.name
         frame = ledger.runs(name) if name in ledger.studies() else None
     branch = args.parametrization or (study.proxy.parametrization if frame is None else list_branches(study, frame)[0])
@@ -235,6 +237,16 @@ def _forecast_published(name: str, target: scalelaws.Target) -> scalelaws.Foreca
         raise InputError(f"--published: {error}") from None
 
 
+def _allocate_published(name: str, flops: float) -> scalelaws.Allocation:
+    """By a published law of the loss, or a published split of the compute."""
+    from scalelaws.laws.published import PUBLISHED_ALLOCATIONS
+
+    try:
+        return scalelaws.allocate(PUBLISHED_ALLOCATIONS.get(name) or _get_published(name), flops)
+    except ValueError as error:
+        raise InputError(f"--published: {error}") from None
+
+
 def _get_published(name: str) -> Any:
     try:
         return scalelaws.get_published(name)
@@ -256,10 +268,18 @@ def _gather(args: Namespace) -> tuple[pd.DataFrame, str, Study | None]:
     from foretune.query import list_branches
 
     with open_ledger(args.ledger or None) as ledger:
-        frame = ledger.runs(_study_name(args.study))
-        study = _find_study_or_none(args.study, ledger)
+        frame = ledger.runs(name_study(args.study))
+        study = find_study_or_none(args.study, ledger)
     branches = list_branches(study, frame) if study else []
     return frame, args.parametrization or (branches[0] if branches else ""), study
+
+
+def _find_licence(args: Namespace, study: Study | None, frame: pd.DataFrame, branch: str) -> Licence:
+    """What the study and its gates allow of the optimum across sizes."""
+    if study is None:
+        return FITTED
+    with open_ledger(args.ledger or None) as ledger:
+        return grant_licence(study, ledger.gates(study.study.name), frame, branch)
 
 
 def _read_target(args: Namespace, study: Study | None) -> Target:
@@ -275,30 +295,6 @@ def _read_target(args: Namespace, study: Study | None) -> Target:
     if params <= 0 or tokens <= 0:
         raise InputError(f"--params and --tokens must be positive, got {params} and {tokens}")
     return Target(float(params), float(tokens), seq_len)
-
-
-def _find_study(text: str, ledger: Ledger) -> Study:
-    study = _find_study_or_none(text, ledger)
-    if study is None:
-        raise InputError(f"study {text!r} has no study file here and none in the ledger; give the path of its file")
-    return study
-
-
-def _find_study_or_none(text: str, ledger: Ledger) -> Study | None:
-    """The study of a path, else the one that was last launched under that name."""
-    if _is_path(text):
-        return load_study(text)
-    snapshot = ledger.study_snapshot(text)
-    return read_study(snapshot) if snapshot else None
-
-
-def _study_name(text: str) -> str:
-    return load_study(text).study.name if _is_path(text) else text
-
-
-def _is_path(text: str) -> bool:
-    """Whether a person means a file: a folder that happens to have a study's name is not one."""
-    return text.endswith(".toml") or "/" in text or (Path(text) / "study.toml").is_file()
 
 
 def _read_map(pairs: list[str]) -> dict[str, str]:

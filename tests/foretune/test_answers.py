@@ -10,7 +10,7 @@ import pytest
 
 from foretune.answers import Verification, VerificationRun
 from foretune.cli import main
-from foretune.planning import nearest_batch
+from foretune.deriving import nearest_batch
 from foretune.reporting import _describe_verification
 from foretune.study import load_study
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 GRID = ROOT / "studies/lr_batch_grid"
 VERBS = {
     "check", "plan", "run", "report", "schema", "status", "import", "export", "fit", "predict", "allocate", "laws",
+    "backtest", "next", "coordcheck", "transfer",
 }  # fmt: skip
 
 
@@ -124,6 +126,31 @@ def test_fit_and_allocate(launched: Path, capsys: pytest.CaptureFixture[str]) ->
     assert product == pytest.approx(1e21, rel=1e-6)
 
 
+def test_allocate_says_which_procedure_answered(
+    launched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """IsoFLOP curves of a planted law are read by approaches 2 and 3; runs without them by the law alone."""
+    budgets = np.repeat(np.geomspace(1e18, 1e20, 4), 9)
+    size = np.sqrt(budgets / 120) * np.tile(np.geomspace(0.2, 5, 9), 4)
+    tokens = budgets / 6 / size
+    loss = 1.8 + 480 * size**-0.348 + 2085 * tokens**-0.366
+    table = tmp_path / "isoflops.csv"
+    pd.DataFrame({"N": size, "D": tokens, "loss": loss}).to_csv(table, index=False)
+    found = ask(launched, capsys, "allocate", "--runs", str(table), "--flops", "1e21")
+    assert found["law"] == "compare_approaches: isoflop profile and law"
+    best = (0.348 * 480 / (0.366 * 2085)) ** (1 / 0.714) * (1e21 / 6) ** (0.366 / 0.714)
+    assert found["params_non_embedding"]["low"] < best < found["params_non_embedding"]["high"]
+    assert found["params_non_embedding"]["value"] == pytest.approx(best, rel=0.05)
+    assert ask(launched, capsys, "allocate", "lr_batch_grid", "--flops", "1e21")["law"] == "chinchilla"
+
+
+def test_a_published_split_answers_without_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["allocate", "--published", "greater_leverage_dense", "--flops", "1e20", "--format", "json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["tokens"]["value"] == pytest.approx(15.2582 * 1e20**0.4578)
+    assert answer["loss"]["value"] is None
+
+
 def test_published_laws_answer_without_runs(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["predict", "--published", "step_law", "--params", "7B", "--tokens", "1.4T", "--seq-len", "2048"]
     assert main([*words, "--format", "json"]) == 0
@@ -146,6 +173,7 @@ def test_laws_print_in_every_format(kind: str, capsys: pytest.CaptureFixture[str
         (["run", "nowhere"], "study file 'nowhere' not found"),
         (["predict", "--params", "7B", "--tokens", "1T"], "name a study or give --runs FILE"),
         (["predict", "--published", "stepp", "--params", "7B", "--tokens", "1T"], "there is no published law 'stepp'"),
+        (["allocate", "--published", "step_law", "--flops", "1e21"], "allocate needs a law of the loss in N and D"),
         (["predict", "lr_batch_gird", "--params", "7B", "--tokens", "1T"], "lr_batch_grid"),
         (["predict", "lr_batch_grid", "--params", "0", "--tokens", "1T"], "must be positive"),
         (["fit", "lr_batch_grid", "--law", "chinchila"], "there is no law 'chinchila'"),
@@ -184,7 +212,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     out = capsys.readouterr().out
-    assert all(f"    {verb} " in out for verb in VERBS)
+    assert all(f"    {verb}" in out for verb in VERBS)
 
 
 def test_schema_is_json_schema(capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,6 +121,7 @@ def test_snapshot_reads_back_to_the_same_study() -> None:
         ("training.power_exponent", -51, "training.power_exponent: input should be greater than or equal to -2"),
         ("training.ramp_doublings", 0, "training.ramp_doublings: input should be greater than or equal to 1, got 0"),
         ("training.spikes", "ignore", "training.spikes: input should be 'record' or 'skip', got 'ignore'"),
+        ("runner", {"pack": 0}, "runner.pack: input should be greater than or equal to 1, got 0"),
         ("training.timescale", 0, "training.timescale: input should be greater than 0, got 0"),
         (
             "search.space.optimizer",
@@ -150,6 +151,7 @@ def test_bad_input_is_refused_with_what_to_try(path: str, value: object, said: s
             'set schedule = "constant"',
         ),
         ({}, {"optimizer": ["adamw", "prodigy"]}, "training.schedule: 'prodigy' does without a schedule"),
+        ({}, {"momentum": [0.9, 0.95]}, "search.space.momentum: 'adamw' has none, so its runs would be repeats"),
         (
             {"optimizer": "prodigy", "schedule": "constant", "peak_lr": 1},
             {"peak_lr": [1]},
@@ -250,6 +252,13 @@ def test_all_errors_of_a_file_come_at_once_and_name_it(tmp_path: Path) -> None:
     assert len(lines) == 5
     assert all(line.startswith(f"{file}: ") for line in lines)
     assert "did you mean 'question'?" in str(error.value)
+
+
+def test_a_bad_rung_is_not_also_a_missing_one() -> None:
+    scale = {"name": "a", "width": 64, "tokens": 0}
+    with pytest.raises(InputError) as error:
+        read_study(altered("scales", [scale]))
+    assert str(error.value) == "scales.0.tokens: must be above zero, got 0"
 
 
 @pytest.mark.parametrize(("text", "said"), [("a = ", "not valid TOML"), (None, "not found (looked at")])

@@ -68,6 +68,21 @@ def plant_decay(noise: float, seed: int, pairs: int = 2) -> Observations:
     return Observations(n, d, loss, peak_lr=lr, batch_tokens=batch, covariates={"weight_decay": decay})
 
 
+def plant_transferred(noise: float, seed: int) -> Observations:
+    """lr* = 20 D^-.32 and B* = 30 D^.4 whatever the size, 6 rates x 3 batches in nine cells."""
+    rng, rows = np.random.default_rng(seed), []
+    for n in SIZES[:3]:
+        for d in HORIZONS[:3]:
+            best_lr, best_batch = 20 * d**-0.32, 30 * d**0.4
+            for lr in sweep(best_lr, np.arange(-3, 3)):
+                for batch in sweep(best_batch, np.arange(-1, 2)):
+                    x, z = np.log(lr / best_lr), np.log(batch / best_batch)
+                    excess = lift(x, SKEW, CURVATURE) + 0.5 * BATCH_CURVATURE * z * z
+                    rows.append((n, d, find_floor(n, d) * np.exp(excess + noise * rng.standard_normal()), lr, batch))
+    n, d, loss, lr, batch = np.array(rows).T
+    return Observations(n, d, loss, peak_lr=lr, batch_tokens=batch)
+
+
 def find_fewest_tokens(tokens: float, batch: float) -> float:
     """D_min of D = D_min (1 + B / (50 D_min^.45)), by bisection of its logarithm."""
     low, high = np.log(tokens) - 20, np.log(tokens)
@@ -98,6 +113,11 @@ PLANTED: dict[str, Planted] = {
     "lr_batch_compute": Planted(
         plant_compute, {"lr_coefficient": 0.3, "lr_exponent_compute": -0.125, "batch_exponent_compute": 0.33},
         3e-4, COMPUTE_TARGET, find_floor(2e8, 4e9), recovers=0.05,
+    ),
+    "lr_transferred": Planted(
+        plant_transferred,
+        {"lr_coefficient": 20.0, "lr_exponent_tokens": -0.32, "batch_coefficient": 30.0, "batch_exponent_tokens": 0.4},
+        3e-4, Target(2e8, 1e10), find_floor(2e8, 1e10), recovers=0.2,
     ),
     "power_schedule": Planted(
         lambda noise, seed: plant_schedule(noise, seed),

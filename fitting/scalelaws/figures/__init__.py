@@ -3,6 +3,7 @@
 from scalelaws.figures.curves import draw_advice, draw_curves
 from scalelaws.figures.downstream import draw_score
 from scalelaws.figures.isoflops import draw_isoflops, draw_profile, draw_sizes
+from scalelaws.figures.ladders import draw_ladders
 from scalelaws.figures.runs import (
     PALETTE,
     Sweep,
@@ -23,6 +24,7 @@ __all__ = [
     "draw_drift",
     "draw_forecast",
     "draw_isoflops",
+    "draw_ladders",
     "draw_law",
     "draw_profile",
     "draw_score",

@@ -56,10 +56,10 @@ def draw_basins(sweeps: Sequence[Sweep], ax: Axes | None = None, *, excess: bool
     for i, (sweep, floor) in enumerate(zip(sweeps, floors, strict=True)):
         _draw_sweep(ax, sweep, heights[i], (floor, excess), (colours[i], MARKERS[i % len(MARKERS)], top))
     _draw_lost(ax, sweeps, heights, top)
-    _use_rate_axis(ax, "x")
+    use_rate_axis(ax, "x")
     ax.set_ylabel("loss above the optimum (%)" if excess else "held-out loss (nats per token)")
     ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _finish(ax)
+    return finish_axes(ax)
 
 
 def _floor(sweep: Sweep) -> float:
@@ -109,7 +109,7 @@ def _draw_lost(ax: Axes, sweeps: Sequence[Sweep], heights: Sequence[FloatArray],
         ax.plot(lost, level, "x", color="0.4", ms=6, transform=ax.get_xaxis_transform(), label="diverged or higher")
 
 
-def _use_rate_axis(ax: Axes, which: str) -> None:
+def use_rate_axis(ax: Axes, which: str) -> None:
     """A logarithmic axis of learning rates with plain numbers."""
     axis, low_high = (ax.xaxis, ax.get_xlim()) if which == "x" else (ax.yaxis, ax.get_ylim())
     if which == "x":
@@ -183,13 +183,13 @@ def draw_settings(
     exponent = fit.parameters["lr_exponent_tokens"].value
     for i, cell in enumerate(usable):
         moved = (tokens / cell.tokens) ** exponent
-        bars = [[moved * bar for bar in side] for side in _bars(cell.optimum)]
+        bars = [[moved * bar for bar in side] for side in measure_bars(cell.optimum)]
         ax.errorbar(cell.params, moved * cell.optimum.value, yerr=bars, fmt="o", color="black", ms=5, lw=1.2,
                     label=None if i else _name_cells(usable, tokens))  # fmt: skip
     _shade_beyond(ax, float(sizes.max()), float(end))
     if target is not None:
         ax.axvline(target.params_non_embedding, color=PALETTE[1], ls="--", lw=1.2, label="target")
-    _use_rate_axis(ax, "y")
+    use_rate_axis(ax, "y")
     return _finish_law(ax, "non-embedding parameters", "optimal peak learning rate")
 
 
@@ -207,7 +207,7 @@ def draw_forecast(
     rates, losses = np.asarray(peak_lr)[order], np.asarray(loss)[order]
     finite = np.isfinite(losses)
     ax.plot(rates[finite], losses[finite], "o-", color="black", ms=5, lw=1, label=label)
-    _use_rate_axis(ax, "x")
+    use_rate_axis(ax, "x")
     level = f"{100 * forecast.level:g} %"
     if forecast.peak_lr is not None:
         ax.axvline(forecast.peak_lr.value, color=PALETTE[0], lw=1.6, label=f"predicted learning rate, {level}")
@@ -219,7 +219,7 @@ def draw_forecast(
             ax.axhspan(forecast.loss.low, forecast.loss.high, color=PALETTE[1], alpha=BAND, lw=0)
     ax.set_ylabel("held-out loss (nats per token)")
     ax.legend(frameon=False, fontsize="small")
-    return _finish(ax)
+    return finish_axes(ax)
 
 
 def draw_drift(drifts: Mapping[str, Drift], ax: Axes | None = None) -> Axes:
@@ -229,10 +229,10 @@ def draw_drift(drifts: Mapping[str, Drift], ax: Axes | None = None) -> Axes:
         _draw_ladder(ax, name, drift, PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)], 1.02 ** (2 * i - 1))
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    _use_rate_axis(ax, "y")
+    use_rate_axis(ax, "y")
     ax.set_xlabel("width")
     ax.legend(frameon=False, fontsize="small")
-    return _finish(ax)
+    return finish_axes(ax)
 
 
 def _draw_ladder(ax: Axes, name: str, drift: Drift, colour: str, marker: str, shift: float) -> None:
@@ -242,13 +242,14 @@ def _draw_ladder(ax: Axes, name: str, drift: Drift, colour: str, marker: str, sh
     ax.plot([w for w, _ in found], [item.value for _, item in found], color=colour, lw=1.4, marker=marker, ms=6,
             label=f"{name}: {drift.verdict}{said}")  # fmt: skip
     for width, item in found:
-        ax.errorbar(width, item.value, yerr=_bars(item), color=colour, lw=1.4, capsize=3)
+        ax.errorbar(width, item.value, yerr=measure_bars(item), color=colour, lw=1.4, capsize=3)
     for width, item in zip(drift.width * shift, drift.optima, strict=True):
         if not item.status.ok and (item.low is not None or item.high is not None):
             ax.plot(width, item.value, "^" if item.low is not None else "v", color=colour, mfc="none", ms=8)
 
 
-def _bars(optimum: Optimum) -> list[list[float]]:
+def measure_bars(optimum: Optimum) -> list[list[float]]:
+    """Lengths of an optimum's error bar, below and above."""
     assert optimum.low is not None
     assert optimum.high is not None
     return [[optimum.value - optimum.low], [optimum.high - optimum.value]]
@@ -299,7 +300,7 @@ def _finish_law(ax: Axes, x_name: str, y_name: str = "held-out loss (nats per to
     ax.set_xlabel(x_name)
     ax.set_ylabel(y_name)
     ax.legend(frameon=False, fontsize="small")
-    return _finish(ax)
+    return finish_axes(ax)
 
 
 def _span_decades(ax: Axes) -> float:
@@ -307,7 +308,8 @@ def _span_decades(ax: Axes) -> float:
     return float(np.log10(high / max(low, 1.0)))
 
 
-def _finish(ax: Axes) -> Axes:
+def finish_axes(ax: Axes) -> Axes:
+    """The look that all figures share."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color="0.92", lw=0.6)
     ax.set_axisbelow(True)

@@ -24,11 +24,13 @@ from scalelaws.laws.settings import CellOptimum, OptimumLaw, find_cell_optima
 from scalelaws.laws.sparsity import AverageParams
 from scalelaws.laws.surface import ResponseSurface
 from scalelaws.laws.trajectory import Trajectory
+from scalelaws.laws.transferred import TransferredLaw
 from scalelaws.laws.weight_decay import TimescaleLaw
 
 LAWS: tuple[Law[Any], ...] = (
     ResponseSurface(),
     OptimumLaw(),
+    TransferredLaw(),
     ComputeOptimumLaw(),
     PowerScheduleLaw(),
     PowerScheduleLaw(name="power_schedule_sqrt", batch_exponent=0.5),
@@ -151,6 +153,7 @@ __all__ = [
     "SumOfPowers",
     "TimescaleLaw",
     "Trajectory",
+    "TransferredLaw",
     "find_cell_optima",
     "get_law",
     "get_published",

@@ -97,6 +97,11 @@ class AdamW(Adam):
         else:
             self._step_members(lr, apply)
 
+    def take(self, rows: Tensor) -> None:
+        """See StackedOptimizer."""
+        super().take(rows)
+        self._views, self._viewed = [], ()  # they would keep the old rows in memory over the next forward pass
+
     def _step_members(self, lr: Tensor, apply: Tensor | None) -> None:
         applied = [True] * len(self.steps) if apply is None else apply.tolist()
         for member, rate in enumerate(lr.tolist()):

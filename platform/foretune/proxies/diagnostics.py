@@ -74,9 +74,12 @@ class StepProbe:
 
     @torch.no_grad()
     def read(self) -> Tensor:
-        """MEASURES of every member, [len(MEASURES), K]; after the update, and before the gradients are cleared."""
-        self._seen = None  # memory
-        change, gradients = self._state.weights - self._before, self._state.gradients
+        """MEASURES of every member, [len(MEASURES), K]; after the update.
+
+        The cosine is that with the gradients that were seen: an update may write over those in the rows.
+        """
+        assert self._seen is not None, "read after the backward passes"
+        change, gradients = self._state.weights - self._before, self._seen
         update_norm = torch.linalg.vector_norm(change, dim=1)
         product = (change * gradients).sum(dim=1)
         cosine = -product / (update_norm * torch.linalg.vector_norm(gradients, dim=1))

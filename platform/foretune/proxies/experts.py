@@ -17,11 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foretune.parametrization import choose_multipliers
-from foretune.proxies.layers import StackedLinear
+from foretune.proxies.layers import StackedLinear, activate
 from foretune.records import DecoderSpec
 
 
@@ -112,19 +111,13 @@ class Experts(nn.Module):
         """Tokens [K N, D] through their experts, each output times its weight K N k, to K N D."""
         assigned = tokens[:, None].expand(-1, self.spec.active, -1).flatten(0, 1)  # M D
         rows = assigned.index_select(0, grouping.sources)
-        inner = self._activate(grouping.multiply(rows, getattr(self, f"experts_{self._into}")))
+        inner = activate(grouping.multiply(rows, getattr(self, f"experts_{self._into}")), gated=self.gated)
         outputs = grouping.multiply(inner, self.experts_down).index_select(0, grouping.places)
         return (outputs.view(*weights.shape, -1) * weights[..., None]).sum(dim=2)
 
     def _share(self, x: Tensor) -> Tensor:
-        output: Tensor = self.shared_down(self._activate(getattr(self, f"shared_{self._into}")(x)))
+        output: Tensor = self.shared_down(activate(getattr(self, f"shared_{self._into}")(x), gated=self.gated))
         return output
-
-    def _activate(self, inner: Tensor) -> Tensor:
-        if not self.gated:
-            return F.relu(inner).square()
-        gate, up = inner.chunk(2, dim=-1)
-        return F.silu(gate) * up
 
 
 @dataclass(frozen=True)

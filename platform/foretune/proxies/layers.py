@@ -124,8 +124,16 @@ class Attention(nn.Module):
         return output
 
 
+def activate(inner: Tensor, *, gated: bool) -> Tensor:
+    """silu(gate) * up of a gate and an up side by side (SwiGLU; Shazeer 2020), else relu(up)^2 (So et al. 2021)."""
+    if not gated:
+        return F.relu(inner).square()
+    gate, up = inner.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
 class FeedForward(nn.Module):
-    """`swiglu`: down(silu(gate x) * up x) (Shazeer 2020); `relu2`: down(relu(up x)^2) (So et al. 2021)."""
+    """`swiglu`: down(silu(gate x) * up x); `relu2`: down(relu(up x)^2)."""
 
     def __init__(self, model: DecoderSpec, members: int) -> None:
         """Gate and up are one matrix."""
@@ -139,10 +147,6 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """K B T D to K B T D."""
-        if self.gated:
-            gate, up = self.gate_up(x).chunk(2, dim=-1)  # each K B T F
-            inner = F.silu(gate) * up
-        else:
-            inner = F.relu(self.up(x)).square()
-        output: Tensor = self.down(inner)
+        inner = self.gate_up(x) if self.gated else self.up(x)
+        output: Tensor = self.down(activate(inner, gated=self.gated))
         return output

@@ -124,13 +124,15 @@ class ScheduleFree(LibraryOptimizer):
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
-        """See StackedOptimizer: the average x is put in place of y, and y back afterwards."""
+        """See StackedOptimizer: the average x is put in place of y, and y back afterwards to the last bit."""
         optimizer: Any = self.optimizer
+        trained = self.state.weights.clone()
         optimizer.eval()
         try:
             yield
         finally:
-            optimizer.train()
+            optimizer.train()  # it computes y from x, which rounds
+            self.state.weights.copy_(trained)
 
 
 class Prodigy(LibraryOptimizer):

@@ -37,6 +37,8 @@ class Member:
         self.own_tokens = 0
         """Tokens that this run itself computed on; those of a shared trunk are its leader's."""
         self.wall_seconds = 0.0
+        self.last_lr = 0.0
+        """Learning rate of the step that was recorded last."""
         self.outcome: RunOutcome | None = None
         self._batches = BatchOrder(spec.training)
         self._stream = name_stream(spec)
@@ -74,6 +76,10 @@ class Member:
         """Whether its next step is diagnosed."""
         return self.step + 1 in self.recorder.diagnoses.steps
 
+    def leaves(self, first: Member) -> bool:
+        """Whether it can no longer share the row of `first`: it decays, or has to try a spike's batch sooner."""
+        return self.step >= self.fork_step or (self is not first and self.order() != first.order())
+
     def order(self, *, ahead: bool = False) -> Order:
         """The batch of its next step, or the one that will probably come after it."""
         batch = self._batches.expect(self.step) if ahead else self._batches.choose(self.step)[0]
@@ -100,15 +106,14 @@ class Member:
         self, step: int, lr: float, loss: float, gradient_norm: float, measured: Mapping[str, float] | None = None
     ) -> None:
         """Take what a step measured, and what was diagnosed in it; it may end the run."""
-        skipped = self.step < step
+        skipped, self.last_lr = self.step < step, lr
         if measured is not None and step in self.recorder.diagnoses.steps and not skipped:
             self.recorder.diagnoses.record(step, measured)
         self._try(lambda: self.recorder.record_step(step, lr, loss, gradient_norm))
 
     def record_held_out(self, by_domain: dict[str, float]) -> None:
         """Take a held-out evaluation after the last step; it may end the run."""
-        lr = schedule_lr(self.spec.training, self.step - 1)
-        self._try(lambda: self.recorder.record_held_out(self.step, lr, self._mix(by_domain), by_domain))
+        self._try(lambda: self.recorder.record_held_out(self.step, self.last_lr, self._mix(by_domain), by_domain))
 
     def finish(self) -> None:
         """End after the last step: completed, unless nothing was learned."""

@@ -149,9 +149,9 @@ class Stepper:
 
         The load-balancing loss of experts is not the mean of that of two halves.
         """
-        parts = self.specs[0].training.accumulation_steps
-        experts = isinstance(self.specs[0].model, DecoderSpec) and self.specs[0].model.experts is not None
-        return 2 if split and parts == 1 and sequences % 2 == 0 and not experts else parts
+        parts, shape = self.specs[0].training.accumulation_steps, self.specs[0].model.shape
+        routes = shape.params_active < shape.params_total
+        return 2 if split and parts == 1 and sequences % 2 == 0 and not routes else parts
 
     def _measure_losses(self, tokens: Tensor, probe: StepProbe | None = None) -> tuple[Tensor, Tensor]:
         """Losses of a micro-batch [K], and what is minimised [K]: the same, and the auxiliary losses of experts."""

@@ -66,17 +66,29 @@ def train_runs(
             yield member.spec, member.outcome
 
 
-def measure_throughput(specs: Sequence[RunSpec], steps: int = 3, *, compiled: Compile = "auto") -> float:
-    """Seconds per training step of these runs as one pack on this machine, evaluations not counted."""
+def measure_throughput(
+    specs: Sequence[RunSpec],
+    steps: int = 3,
+    *,
+    compiled: Compile = "auto",
+    ready: Callable[[], object] = lambda: None,
+) -> float:
+    """Seconds per training step of these runs as one pack on this machine, after the ramp of their batch.
+
+    Evaluations are not counted.
+    `ready` is called after the first steps, when the clock is about to start: processes may wait for each other there.
+    """
     reset_process(specs[0].seed)
     device, corpus = choose_device(), _open_corpus(specs[0])
     stepper = Stepper(specs, corpus, device, compiled=_compiles(compiled, specs[0], device))
     lr = [spec.training.peak_lr for spec in specs]
+    first = sum(phase.steps for phase in specs[0].training.ramp)  # runs of a pack have the same
     began = 0.0
     with closing(Feed(corpus, specs, device)) as feed:
-        for step in range(WARMUP_STEPS + steps):
-            if step == WARMUP_STEPS:
+        for step in range(first, first + WARMUP_STEPS + steps):
+            if step == first + WARMUP_STEPS:
                 synchronize(device)
+                ready()
                 began = time.monotonic()
             tokens = feed.take([order_batch(spec, step) for spec in specs])
             feed.prepare([order_batch(spec, step + 1) for spec in specs])
@@ -265,10 +277,10 @@ class Pack:
                 self.stepper.take(live)
 
     def _fork(self) -> None:
-        """Give every run whose decay begins a row of its own, copied from the one that it shared."""
+        """Give every run that goes its own way a row of its own, copied from the one that it shared."""
         copies = []
         for number, row in enumerate(self.rows):
-            for member in [member for member in row if member.step >= member.fork_step]:
+            for member in [member for member in row if member.leaves(row[0])]:
                 member.fork_step = math.inf
                 if member is not row[0]:
                     row.remove(member)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from foretune.planning import CorpusFacts, Skipped
+from foretune.deriving import CorpusFacts
+from foretune.planning import Skipped
 from foretune.records import RunSpec
 from foretune.search.grid import ask_grid
 from foretune.search.points import ask_points

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 
-from foretune.planning import CorpusFacts, Skipped, check_counts, find_obstacle, resolve_run
+from foretune.deriving import CorpusFacts, resolve_run
+from foretune.planning import Skipped, check_counts, find_obstacle
 from foretune.records import RunSpec
 from foretune.study import Study
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from foretune.deriving import CorpusFacts, nearest_batch, resolve_horizon, resolve_run
 from foretune.errors import InputError
-from foretune.planning import CorpusFacts, Skipped, find_obstacle, nearest_batch, resolve_horizon, resolve_run
+from foretune.planning import Skipped, find_obstacle
 from foretune.records import RunSpec
 from foretune.study import Study
 

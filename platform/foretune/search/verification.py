@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foretune.planning import CorpusFacts, Skipped, find_obstacle, resolve_run
+from foretune.deriving import CorpusFacts, resolve_run
+from foretune.planning import Skipped, find_obstacle
 from foretune.records import RunSpec
 from foretune.study import Study
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from foretune.corpora import Corpus
-from foretune.proxies.stepping import Stepper
 from foretune.proxies.train import train_run, train_runs
 from foretune.records import ExpertsSpec, RunOutcome, RunSpec, RunStatus
+from foretune_causal_lms import make_causal_lm
+from foretune_packs import build_stepper
 
 MakeRun = Callable[..., RunSpec]
 FIELDS = {
@@ -70,10 +71,19 @@ def test_experts_keep_their_batch_whole(make_run: MakeRun, corpus: Corpus) -> No
         count=4, active=2, shared=0, width=16, base_width=16, balance="global", balance_weight=0.01, router_z_weight=0.0
     )
     spec = make_run(experts=experts)
-    stepper = Stepper([spec], corpus, torch.device("cpu"), compiled=False)
+    stepper = build_stepper(corpus, spec)
     result = stepper.measure(torch.zeros(1, 8, 33, dtype=torch.int64), diagnose=True)
     assert result.probe is not None
     assert result.probe.parts == 1
+
+
+@pytest.mark.parametrize(("model_type", "parts"), [("mixtral", 1), ("llama", 2)])
+def test_so_do_those_of_transformers(make_run: MakeRun, corpus: Corpus, model_type: str, parts: int) -> None:
+    model = make_causal_lm(model_type, vocab_size=257, seq_len=32)
+    stepper = build_stepper(corpus, make_run().model_copy(update={"model": model}))
+    result = stepper.measure(torch.arange(8 * 33).view(1, 8, 33) % 257, diagnose=True)
+    assert result.probe is not None
+    assert result.probe.parts == parts
 
 
 def test_members_of_a_pack_are_diagnosed_as_alone(make_run: MakeRun, tmp_path: Path) -> None:

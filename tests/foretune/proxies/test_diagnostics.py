@@ -60,6 +60,15 @@ def test_momentum_against_a_turned_gradient_goes_up() -> None:
     assert step(state, optimizer, [-0.1 * gradients])["update_cosine"].item() == pytest.approx(-1)
 
 
+def test_an_optimizer_that_writes_over_its_gradients_is_measured_against_what_they_were() -> None:
+    """AdamWScheduleFree normalises them in place; its first update is their sign, unequal ones lie off it."""
+    pytest.importorskip("schedulefree")
+    state, optimizer = build_rows(1, "schedulefree")
+    gradients = torch.randn(1, 100, generator=torch.Generator().manual_seed(4))
+    expected = F.cosine_similarity(gradients, gradients.sign())
+    torch.testing.assert_close(step(state, optimizer, [gradients])["update_cosine"], expected, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "nadamw"])
 def test_the_saturated_share_is_that_of_gradients_that_keep_their_sign(optimizer: str) -> None:
     """m / sqrt(v) is 1 for a constant gradient; one that alternates has |m| near (1 - b1) / (1 + b1) sqrt(v)."""
@@ -161,6 +170,7 @@ def test_every_attention_of_a_model_is_seen(monkeypatch: pytest.MonkeyPatch) -> 
     with probe.forward():
         logits = model(ids)
     probe.see_logits(logits)
+    probe.see_backward()
     assert torch.equal(logits, plain)
     measured = dict(zip(MEASURES, probe.read(), strict=True))
     torch.testing.assert_close(measured["logit_max"], plain.amax(dim=(1, 2, 3)))

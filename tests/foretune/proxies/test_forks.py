@@ -22,7 +22,7 @@ class Killed(BaseException):
 
 
 def make_horizons(make_run: MakeRun, **overrides: object) -> list[RunSpec]:
-    settings = {"warmup_steps": 3, "batch_tokens": 128, **overrides}
+    settings = {"warmup_steps": 3, "batch_tokens": 64, "depth": 1, "validation_sequences": 2, **overrides}
     return [make_run(steps=steps, decay_steps=steps // 4, **settings) for steps in HORIZONS]
 
 

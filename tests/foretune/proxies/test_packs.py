@@ -6,6 +6,7 @@ import itertools
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ GRID: list[dict[str, Any]] = [
     {"steps": 30, "schedule": "cosine", "warmup_steps": 8, "decay_steps": 0, "evaluations": 3},
 ]
 """Members that differ in all that members may differ in."""
+SMALL: dict[str, Any] = {"width": 16, "depth": 1, "batch_tokens": 64, "validation_sequences": 2}
+"""As little to compute as there can be, where many steps are needed."""
 
 
 class Killed(BaseException):
@@ -61,10 +64,13 @@ def assert_same_run(packed: RunOutcome, alone: RunOutcome, tolerance: float) -> 
 
 
 @pytest.mark.parametrize(
-    "model", [{}, {"qk_norm": True, "tied_head": True, "queries_per_key": 2, "activation": "relu2"}], ids=str
+    "model",
+    [{}, {"qk_norm": True, "tied_head": True, "queries_per_key": 2, "activation": "relu2", "depth": 1}],
+    ids=str,
 )
 def test_packed_runs_have_the_losses_of_runs_alone(make_run: MakeRun, tmp_path: Path, model: dict[str, Any]) -> None:
-    specs = [make_run(**{"steps": 50, "batch_tokens": 128, **member}, **model) for member in GRID]
+    settings = {"steps": 50, "batch_tokens": 64, "validation_sequences": 2, **model}
+    specs = [make_run(**{**settings, **member}) for member in GRID]
     packed = train_pack(specs, tmp_path)
     assert next(iter(packed)) == specs[4].run_id  # the shortest ends first
     for spec in specs:
@@ -79,7 +85,8 @@ EXPERTS = {"count": 4, "active": 2, "shared": 1, "width": 24, "base_width": 24, 
 
 def test_packed_mixtures_of_experts_have_the_losses_of_runs_alone(make_run: MakeRun, tmp_path: Path) -> None:
     experts = {**EXPERTS, "balance_weight": 0.01, "router_z_weight": 0.001}
-    specs = [make_run(experts=experts, accumulation_steps=2, **member) for member in GRID[:4]]
+    settings = {**SMALL, "batch_tokens": 128, "steps": 10}
+    specs = [make_run(experts=experts, accumulation_steps=2, **{**settings, **member}) for member in GRID[:4]]
     packed = train_pack(specs, tmp_path)
     for spec in specs:
         assert_same_run(packed[spec.run_id], train_alone(spec, tmp_path), 1e-5)
@@ -87,7 +94,8 @@ def test_packed_mixtures_of_experts_have_the_losses_of_runs_alone(make_run: Make
 
 @pytest.mark.parametrize("optimizer", ["nadamw", "lion", "sgd", "muon"])
 def test_every_optimizer_trains_packs(make_run: MakeRun, tmp_path: Path, optimizer: str) -> None:
-    specs = [make_run(optimizer=optimizer, steps=10, peak_lr=2**-9, seed=seed) for seed in range(2)]
+    settings = {**SMALL, "width": 32, "optimizer": optimizer, "steps": 10}
+    specs = [make_run(peak_lr=2**-9, seed=seed, **settings) for seed in range(2)]
     packed = train_pack(specs, tmp_path)
     for spec in specs:
         assert_same_run(packed[spec.run_id], train_alone(spec, tmp_path), 1e-4)  # a sign may turn on a rounding
@@ -97,7 +105,7 @@ def test_every_optimizer_trains_packs(make_run: MakeRun, tmp_path: Path, optimiz
 def test_optimizers_of_other_packages_go_on_from_a_checkpoint(
     make_run: MakeRun, tmp_path: Path, optimizer: str
 ) -> None:
-    settings = {"optimizer": optimizer, "schedule": "constant", "decay_steps": 0, "checkpoint_steps": 5}
+    settings = {"optimizer": optimizer, "schedule": "constant", "decay_steps": 0, "checkpoint_steps": 5, "depth": 1}
     spec = make_run(**settings, peak_lr=0.01 if optimizer == "schedulefree" else 1.0)
     whole = train_alone(spec, tmp_path)
 
@@ -112,7 +120,7 @@ def test_optimizers_of_other_packages_go_on_from_a_checkpoint(
 
 def test_accumulation_and_ramps_work_in_packs_too(make_run: MakeRun, tmp_path: Path) -> None:
     ramp = [{"steps": 4, "batch_tokens": 64}, {"steps": 4, "batch_tokens": 128}]
-    specs = [make_run(seed=seed, ramp=ramp, accumulation_steps=2) for seed in range(2)]
+    specs = [make_run(seed=seed, ramp=ramp, accumulation_steps=2, depth=1) for seed in range(2)]
     packed = train_pack(specs, tmp_path)
     for spec in specs:
         outcome = packed[spec.run_id]
@@ -122,7 +130,7 @@ def test_accumulation_and_ramps_work_in_packs_too(make_run: MakeRun, tmp_path: P
 
 def test_a_member_that_diverges_ends_alone(make_run: MakeRun, tmp_path: Path) -> None:
     """One is not a number at once, one goes up and stays there; the other two never hear of it."""
-    settings = {"weight_decay": 0.0, "clip_norm": 1e9, "warmup_steps": 1, "steps": 70}
+    settings = {**SMALL, "weight_decay": 0.0, "clip_norm": 1e9, "warmup_steps": 1, "steps": 70}
     calm = [make_run(seed=seed, **settings) for seed in range(2)]
     wild = [make_run(peak_lr=1e30, **settings), make_run(peak_lr=3.0, **settings)]
     packed = train_pack([calm[0], *wild, calm[1]], tmp_path)
@@ -142,7 +150,7 @@ def test_reading_late_and_dropping_late_change_no_run(
 
     The runs end at six different steps, one of them by divergence and one as a follower of another's trunk.
     """
-    settings = {"steps": 50, "batch_tokens": 128}
+    settings = {**SMALL, "steps": 50}
     specs = [make_run(**{**settings, **member}) for member in GRID]
     specs.append(make_run(**settings, peak_lr=1e30, clip_norm=1e9, warmup_steps=1))
     specs.append(make_run(**{**settings, "steps": 20}, peak_lr=2**-6))
@@ -182,7 +190,8 @@ def test_a_gradient_that_is_no_number_moves_nothing(make_run: MakeRun, corpus: C
 def test_a_killed_pack_ends_with_the_same_bits(make_run: MakeRun, tmp_path: Path) -> None:
     """Checkpoints at different intervals: the members go on from different steps, at different lengths of the ramp."""
     ramp = [{"steps": 11, "batch_tokens": 128}]
-    specs = [make_run(seed=seed, checkpoint_steps=every, ramp=ramp) for seed, every in enumerate((5, 4, 6, 100))]
+    settings = {"depth": 1, "ramp": ramp}
+    specs = [make_run(seed=seed, checkpoint_steps=every, **settings) for seed, every in enumerate((5, 4, 6, 100))]
     whole = train_pack(specs, tmp_path / "whole")
 
     def die(spec: RunSpec, point: CurvePoint) -> None:
@@ -205,7 +214,7 @@ def test_a_killed_pack_ends_with_the_same_bits(make_run: MakeRun, tmp_path: Path
 
 
 def test_a_run_killed_after_its_last_step_is_only_concluded(make_run: MakeRun, tmp_path: Path) -> None:
-    spec = make_run(checkpoint_steps=5)
+    spec = make_run(checkpoint_steps=5, **SMALL)
     whole = train_pack([spec], tmp_path)
     points: list[CurvePoint] = []
     again = train_pack([spec], tmp_path, lambda _, point: points.append(point))
@@ -215,7 +224,7 @@ def test_a_run_killed_after_its_last_step_is_only_concluded(make_run: MakeRun, t
 
 
 def test_closing_the_iterator_ends_the_thread_that_prepares_batches(make_run: MakeRun, tmp_path: Path) -> None:
-    specs = [make_run(steps=10), make_run(seed=1)]
+    specs = [make_run(steps=10, **SMALL), make_run(seed=1, **SMALL)]
     outcomes = train_runs(specs, [tmp_path / "a", tmp_path / "b"], lambda spec, point: None)
     assert next(outcomes)[0] is specs[0]
     assert any(thread.name.startswith("feed") for thread in threading.enumerate())
@@ -224,7 +233,7 @@ def test_closing_the_iterator_ends_the_thread_that_prepares_batches(make_run: Ma
 
 
 def test_the_time_of_a_pack_is_shared_out(make_run: MakeRun, tmp_path: Path) -> None:
-    specs = [make_run(seed=seed) for seed in range(3)]
+    specs = [make_run(seed=seed, depth=1) for seed in range(3)]
     began = time.monotonic()
     outcomes = train_pack(specs, tmp_path).values()
     elapsed = time.monotonic() - began
@@ -262,6 +271,17 @@ def test_the_memory_of_a_pack_is_known_before(make_run: MakeRun, corpus: Corpus,
     peak = max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
     needed = peak + ROWS_KEPT * stepper.state.weights.nbytes
     assert needed < estimate_bytes(specs[0], 3) < 1.35 * needed
+
+
+def test_rows_that_were_given_up_hold_no_memory(make_run: MakeRun, corpus: Corpus) -> None:
+    specs = [make_run(seed=seed, **SMALL) for seed in range(3)]
+    stepper = build_stepper(corpus, *specs)
+    stepper.step(take_batches(corpus, 0, *specs), [0.01] * 3)
+    rows = (stepper.state.weights, stepper.state.gradients, *stepper.optimizer.buffers.values())
+    given_up = [weakref.ref(tensor) for tensor in rows]
+    del rows
+    stepper.take([2])
+    assert [reference() for reference in given_up] == [None] * 4
 
 
 def test_runs_of_different_shapes_are_no_pack(make_run: MakeRun, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from foretune.corpora import BatchStream
 from foretune.proxies.train import train_run, train_runs
 from foretune.records import CurvePoint, RunOutcome, RunSpec, RunStatus
+from foretune.schedules import schedule_lr
 
 MakeRun = Callable[..., RunSpec]
 SEQUENCES = 8
@@ -169,6 +170,32 @@ def test_a_fork_takes_over_what_its_trunk_has_skipped(
         assert beside.instability == alone.instability
         assert beside.loss == pytest.approx(alone.loss, abs=1e-5)
     assert sum(outcome.spent_flops or 0 for outcome in outcomes.values()) < 1.2 * specs[0].compute_flops
+
+
+def test_a_fork_leaves_its_trunk_when_it_has_another_batch_to_try(
+    make_run: MakeRun, tmp_path: Path, spoil: Callable[..., None]
+) -> None:
+    """Without a decay the shorter run shares all its steps, but its last batch cannot be set aside for later."""
+    settings = {**SETTINGS, "schedule": "constant", "decay_steps": 0, "spikes": "skip"}
+    spoil([45])
+    specs = [make_run(**{**settings, "steps": steps}) for steps in (50, 45)]
+    folders = [tmp_path / str(number) for number in range(2)]
+    outcomes = {spec.run_id: outcome for spec, outcome in train_runs(specs, folders, lambda spec, point: None)}
+    for number, spec in enumerate(specs):
+        alone, beside = train(spec, tmp_path / f"alone-{number}"), outcomes[spec.run_id]
+        assert "1 applied at half the learning rate" in beside.instability
+        assert beside.instability == alone.instability
+        assert beside.loss == pytest.approx(alone.loss, abs=1e-5)
+
+
+def test_the_rate_of_an_evaluated_step_is_the_one_it_took(
+    make_run: MakeRun, tmp_path: Path, spoil: Callable[..., None]
+) -> None:
+    spoil([45])
+    spec = make_run(**{**SETTINGS, "steps": 45, "evaluations": 1}, spikes="skip")
+    point = train(spec, tmp_path).curve[-1]
+    assert point.held_out is not None
+    assert point.lr == pytest.approx(schedule_lr(spec.training, 44) / 2)
 
 
 class Killed(Exception):

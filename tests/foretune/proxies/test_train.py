@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -203,3 +204,15 @@ def test_other_text_than_planned_is_refused(make_run: MakeRun, tmp_path: Path) -
 
 def test_throughput_is_measured(make_run: MakeRun) -> None:
     assert 0 < measure_throughput([make_run(), make_run(seed=1)], steps=2) < 10
+
+
+def test_throughput_is_that_of_the_full_batch(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, sequences = Stepper.step, set()
+
+    def note(stepper: Stepper, tokens: torch.Tensor, *args: Any) -> Any:
+        sequences.add(tokens.shape[1])
+        return step(stepper, tokens, *args)
+
+    monkeypatch.setattr(Stepper, "step", note)
+    measure_throughput([make_run(ramp=[{"steps": 9, "batch_tokens": 64}], batch_tokens=256)], steps=1)
+    assert sequences == {8}
