@@ -16,7 +16,6 @@ import torch
 
 from benchmarks.places import DEMO
 from foretune.corpora import open_corpus
-from foretune.diagnosing import LEAST_STEPS
 from foretune.proxies.feed import Feed, order_batch
 from foretune.proxies.process import reset_process
 from foretune.proxies.stepping import Stepper
@@ -25,6 +24,7 @@ from foretune.resolution import resolve_corpus
 from foretune.search import ask_search
 from foretune.search.verification import expect_verification
 from foretune.study import load_study
+from foretune.training.diagnosing import LEAST_STEPS
 
 ROUNDS = 15
 

@@ -26,9 +26,9 @@ from foretune.proxies.feed import Feed, order_batch
 from foretune.proxies.stepping import Stepper
 from foretune.records import RunSpec
 from foretune.resolution import resolve_corpus
-from foretune.schedules import schedule_lr
 from foretune.search import ask_search
 from foretune.study import read_study
+from foretune.training.schedules import schedule_lr
 
 BALANCES = ("global", "micro", "none")
 SEEDS = (0, 1, 2)

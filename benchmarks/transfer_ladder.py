@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 from benchmarks.places import TRANSFER
+from foretune.gates.transferring import TransferAnswer, measure_transfer
 from foretune.launching import launch_study
 from foretune.ledger import Ledger, open_ledger
 from foretune.space import Choice
 from foretune.study import Study, load_study
-from foretune.transferring import TransferAnswer, measure_transfer
 from scalelaws import Optimum
 
 SEEDS = (0, 1, 2)

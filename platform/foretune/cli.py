@@ -1,4 +1,4 @@
-"""The command line: verbs and paths, no knobs. Each verb is one call into `verbs.py` or `gate_verbs.py`."""
+"""The command line: verbs and paths, no knobs. Each verb is one call into `verbs.py` or `gates/verbs.py`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _find_verb(name: str) -> Callable[[argparse.Namespace], int | None]:
     """What a verb does; found only when it is called, so that `--help` imports nothing."""
-    from foretune import gate_verbs, verbs
+    from foretune import verbs
+    from foretune.gates import verbs as gate_verbs
 
     room = verbs if hasattr(verbs, f"do_{name}") else gate_verbs
     found: Callable[[argparse.Namespace], int | None] = getattr(room, f"do_{name}")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foretune.answers import Answer, Branch, Verification, title_parametrization
+from foretune.gates.transferring import TransferAnswer
 from foretune.quantities import format_count
-from foretune.transferring import TransferAnswer
 from scalelaws import CellOptimum, Estimate, Forecast, Observations, Status, Target
 from scalelaws.transfer import AXES
 

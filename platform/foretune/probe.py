@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from foretune.packing import pack_key
 from foretune.records import PROXY_TRAINER, RunSpec
 from foretune.runners.grouping import Group, group_runs, sum_savings
 from foretune.runners.isolation import isolate
@@ -13,6 +12,7 @@ from foretune.runners.memory import count_cpus
 from foretune.runners.nodes import count_slots as count_node_slots
 from foretune.runners.sizing import Sizer, measure_packs
 from foretune.sections import RunnerSection
+from foretune.training.packing import pack_key
 
 PROBE_FLOPS = 4e11
 """Largest optimizer step that is tried, FLOPs: some seconds on one CPU core. Larger shapes are scaled from it."""

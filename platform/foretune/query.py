@@ -15,8 +15,8 @@ from foretune.answers import Answer, Branch, Verification, VerificationRun
 from foretune.deriving import CorpusFacts, nearest_batch, resolve_horizon
 from foretune.errors import InputError
 from foretune.evidence import gather_observations, list_parametrizations
+from foretune.gates.licences import FITTED, Licence, grant_licence
 from foretune.ledger import Ledger
-from foretune.licences import FITTED, Licence, grant_licence
 from foretune.records import hash_content
 from foretune.search.verification import Centre
 from foretune.shaping import measure_rung

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import scalelaws
 from foretune.errors import InputError
 from foretune.finding import find_study, find_study_or_none, name_study
+from foretune.gates.licences import FITTED, Licence, grant_licence
 from foretune.ledger import Ledger, Recorded, open_ledger
 from foretune.ledger.opening import DEFAULT_FILE
-from foretune.licences import FITTED, Licence, grant_licence
 from foretune.quantities import TokensPerParam
 from foretune.rendering import render_record, render_rows
 from foretune.study import Study, load_study

@@ -9,9 +9,9 @@ import pytest
 from foretune.deriving import CorpusFacts
 from foretune.planning import Skipped
 from foretune.records import RampPhase, RunSpec, TrainingSpec
-from foretune.schedules import schedule_lr
 from foretune.search import ask_search
 from foretune.study import Study, read_study
+from foretune.training.schedules import schedule_lr
 
 CORPUS = CorpusFacts("digest", 257, {"code": 1.0}, {"code": 100_000_000})
 

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foretune.corpora import BatchStream, open_corpus
-from foretune.packing import pack_key
 from foretune.parametrization import choose_multipliers
 from foretune.proxies.causal_lm import CausalLM, find_blocks, find_branches
 from foretune.proxies.decoder import Block, Decoder
 from foretune.proxies.process import choose_device, reset_process
 from foretune.proxies.stepping import Stepper
 from foretune.records import RunSpec
+from foretune.training.packing import pack_key
 
 SEQUENCES = 4
 """Sequences of the one batch that every step trains on: few, so that a step's update and the features that it meets

@@ -4,7 +4,7 @@ Shapes
     K  members    P  parameters of one member    B  sequences    T  positions    H  heads    h  head size
 
 A diagnosed step keeps a copy of the weights, and one of the gradients after each micro-batch: the difference of two
-copies is a micro-batch's own gradient, which the noise scale is made of (`foretune.diagnosing`).
+copies is a micro-batch's own gradient, which the noise scale is made of (`foretune.training.diagnosing`).
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from foretune.proxies.checkpoint import CheckpointFolder
 from foretune.proxies.feed import Order, name_stream, order_batch
 from foretune.proxies.recording import Recorder, RunStopped
 from foretune.records import CurvePoint, RunOutcome, RunSpec, RunStatus
-from foretune.schedules import schedule_lr
-from foretune.spikes import BatchOrder
-from foretune.stability import judge_stability
+from foretune.training.schedules import schedule_lr
+from foretune.training.spikes import BatchOrder
+from foretune.training.stability import judge_stability
 
 
 class Member:

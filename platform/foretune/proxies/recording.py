@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from foretune.diagnosing import DiagnosisLog
 from foretune.records import CurvePoint, RunSpec, RunStatus
-from foretune.schedules import choose_evaluation_steps
-from foretune.spikes import PERSISTENT, WINDOW, Action, SpikeWatch
+from foretune.training.diagnosing import DiagnosisLog
+from foretune.training.schedules import choose_evaluation_steps
+from foretune.training.spikes import PERSISTENT, WINDOW, Action, SpikeWatch
 
 CURVE_POINTS = 200
 """Most training losses kept of a run; held-out losses are kept besides, and the first spikes."""

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from foretune.corpora import Corpus, open_corpus
-from foretune.packing import find_trunks, pack_key
 from foretune.proxies.diagnostics import MEASURES
 from foretune.proxies.feed import Feed, Order, order_batch
 from foretune.proxies.members import Member
@@ -27,6 +26,7 @@ from foretune.proxies.process import choose_device, describe_device, reset_proce
 from foretune.proxies.stepping import Stepper, StepResult
 from foretune.records import CurvePoint, DecoderSpec, RunOutcome, RunSpec
 from foretune.sections import Compile
+from foretune.training.packing import find_trunks, pack_key
 
 STEPS_PER_READ = {"cpu": 1, "cuda": 16}
 """Steps for which losses stay on the device: reading one waits for a GPU."""

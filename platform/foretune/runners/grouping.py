@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from foretune.packing import find_trunks, group_by, pack_key
 from foretune.records import RunSpec
 from foretune.runners.sizing import PackSize, Sizer
 from foretune.sections import RunnerSection
+from foretune.training.packing import find_trunks, group_by, pack_key
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from foretune.packing import estimate_bytes, pack_key
 from foretune.records import RunSpec
 from foretune.runners.isolation import isolate
 from foretune.runners.memory import limit_memory, share_memory
 from foretune.runners.trainers import describe_error
 from foretune.sections import RunnerSection
+from foretune.training.packing import estimate_bytes, pack_key
 
 MEASURED_STEPS, ROUNDS = 5, 2
 """Steps over which a pack is timed, and how often: the faster time counts, since others only slow it (assumptions)."""

@@ -18,8 +18,8 @@ from statistics import NormalDist
 
 from foretune.errors import InputError
 from foretune.records import CurvePoint, RunOutcome, RunSpec, RunStatus, TrainingSpec
-from foretune.schedules import choose_evaluation_steps, schedule_lr
 from foretune.sections import SurfaceSection
+from foretune.training.schedules import choose_evaluation_steps, schedule_lr
 
 _CURVE_POINTS = 40
 """Training points of a made-up curve."""

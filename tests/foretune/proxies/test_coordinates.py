@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from foretune.gates import fit_slopes
+from foretune.gates.coordinates import fit_slopes
 from foretune.proxies.coordinates import SEQUENCES, measure_coordinates
 from foretune.proxies.decoder import Decoder
 from foretune.records import RunSpec

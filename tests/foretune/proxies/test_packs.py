@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from foretune.corpora import Corpus
-from foretune.packing import ROWS_KEPT, estimate_bytes
 from foretune.proxies.train import STEPS_PER_READ, train_run, train_runs
 from foretune.records import CurvePoint, RunOutcome, RunSpec, RunStatus
+from foretune.training.packing import ROWS_KEPT, estimate_bytes
 from foretune_packs import build_stepper, take_batches
 
 MakeRun = Callable[..., RunSpec]

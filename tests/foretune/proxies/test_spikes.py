@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from foretune.corpora import BatchStream
 from foretune.proxies.train import train_run, train_runs
 from foretune.records import CurvePoint, RunOutcome, RunSpec, RunStatus
-from foretune.schedules import schedule_lr
+from foretune.training.schedules import schedule_lr
 
 MakeRun = Callable[..., RunSpec]
 SEQUENCES = 8

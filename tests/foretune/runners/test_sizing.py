@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from foretune.packing import estimate_bytes
 from foretune.records import RunSpec
 from foretune.runners import sizing
 from foretune.runners.sizing import Sizer, Timing, choose_size, list_sizes, measure_packs
 from foretune.sections import RunnerSection
+from foretune.training.packing import estimate_bytes
 from foretune_factories import make_spec
 
 LONG = 10**9

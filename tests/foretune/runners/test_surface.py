@@ -13,8 +13,8 @@ from scipy.optimize import minimize_scalar
 from foretune.errors import InputError
 from foretune.records import RunSpec, RunStatus
 from foretune.runners import Surface
-from foretune.schedules import schedule_lr
 from foretune.sections import SurfaceSection
+from foretune.training.schedules import schedule_lr
 from foretune_factories import make_spec
 
 PARAMS, TOKENS = 1e9, 1e11

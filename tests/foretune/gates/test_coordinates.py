@@ -9,8 +9,8 @@ import pytest
 
 from foretune.deriving import CorpusFacts
 from foretune.errors import InputError
-from foretune.gate_drawing import draw_coordinates
-from foretune.gates import STEPS, CoordinateAnswer, check_coordinates, choose_lr, fit_slopes
+from foretune.gates.coordinates import STEPS, CoordinateAnswer, check_coordinates, choose_lr, fit_slopes
+from foretune.gates.drawing import draw_coordinates
 from foretune.records import RunSpec
 from foretune.study import Study, read_study
 

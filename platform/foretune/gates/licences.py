@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from foretune.errors import InputError
+from foretune.gates.transferring import fingerprint_runs
 from foretune.study import Study
-from foretune.transferring import fingerprint_runs
 from scalelaws import Forecast
 
 if TYPE_CHECKING:

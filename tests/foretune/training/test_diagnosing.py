@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from foretune.diagnosing import LEAST_STEPS, DiagnosisLog, NoiseScale, choose_diagnosed_steps
+from foretune.training.diagnosing import LEAST_STEPS, DiagnosisLog, NoiseScale, choose_diagnosed_steps
 from foretune_factories import make_spec
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from foretune.records import Diagnosis
-from foretune.spikes import Action, Spike
+from foretune.training.spikes import Action, Spike
 
 EARLIER = 3
 """Diagnoses that a running median needs (assumption)."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from foretune.records import RampPhase, RunSpec, TrainingSpec
-from foretune.schedules import choose_evaluation_steps, schedule_lr
+from foretune.training.schedules import choose_evaluation_steps, schedule_lr
 from foretune_factories import make_spec
 
 

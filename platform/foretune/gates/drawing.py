@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretune.answers import title_parametrization
-from foretune.gates import SLOPE_LIMIT, STEPS, CoordinateAnswer, CoordinateCheck, Measured
+from foretune.gates.coordinates import SLOPE_LIMIT, STEPS, CoordinateAnswer, CoordinateCheck, Measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

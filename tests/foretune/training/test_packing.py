@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from foretune.packing import find_trunks, pack_key
 from foretune.records import RunSpec
-from foretune.schedules import schedule_lr
+from foretune.training.packing import find_trunks, pack_key
+from foretune.training.schedules import schedule_lr
 from foretune_factories import make_spec
 
 FREE: list[dict[str, Any]] = [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from foretune.records import RampPhase
-from foretune.spikes import LEAST_SEEN, PERSISTENT, WINDOW, Action, BatchOrder, SpikeWatch
+from foretune.training.spikes import LEAST_SEEN, PERSISTENT, WINDOW, Action, BatchOrder, SpikeWatch
 from foretune_factories import make_spec
 
 SCATTER = 0.05

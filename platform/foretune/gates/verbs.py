@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foretune.finding import find_study_or_none, name_study
-from foretune.gates import CoordinateAnswer, check_coordinates
+from foretune.gates.coordinates import CoordinateAnswer, check_coordinates
+from foretune.gates.transferring import TransferAnswer, measure_transfer
 from foretune.ledger import open_ledger
 from foretune.rendering import render_rows
 from foretune.study import load_study
-from foretune.transferring import TransferAnswer, measure_transfer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def do_coordcheck(args: Namespace) -> int:
     """Train a few steps at growing widths, print what each layer's updates change; 1 unless the study's own passes."""
-    from foretune.gate_drawing import draw_coordinates
+    from foretune.gates.drawing import draw_coordinates
     from foretune.proxies.coordinates import measure_coordinates
     from foretune.resolution import resolve_corpus
     from foretune.runners.isolation import isolate

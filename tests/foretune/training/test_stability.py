@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from foretune.records import Diagnosis
-from foretune.spikes import Action, Spike
-from foretune.stability import judge_stability
+from foretune.training.spikes import Action, Spike
+from foretune.training.stability import judge_stability
 
 CALM = {
     "gradient_norm": 1.0,

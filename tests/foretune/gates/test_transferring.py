@@ -11,10 +11,10 @@ import pytest
 
 from foretune.cli import main
 from foretune.errors import InputError
+from foretune.gates.licences import TRANSFERRED, grant_licence
+from foretune.gates.transferring import fingerprint_runs, measure_transfer
 from foretune.ledger import open_ledger
-from foretune.licences import TRANSFERRED, grant_licence
 from foretune.study import Study, read_study
-from foretune.transferring import fingerprint_runs, measure_transfer
 
 BEST = 2.0**-6.6
 """The optimum under muP, planted at every size."""

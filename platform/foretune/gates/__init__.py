@@ -1,0 +1,1 @@
+"""The two gates before runs of different sizes count as transferable: coordinates, and the optimum itself."""
