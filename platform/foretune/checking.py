@@ -12,7 +12,7 @@ from foretune.ledger import Ledger
 from foretune.parametrization import choose_multipliers, describe_groups
 from foretune.planning import Plan, Spent, check_budget
 from foretune.probe import Estimate, estimate_hours
-from foretune.records import RunSpec
+from foretune.records import RunSpec, TrainingSpec
 from foretune.resolution import plan_study, resolve_corpus
 from foretune.runners.grouping import sum_savings
 from foretune.search import ask_search
@@ -25,10 +25,12 @@ Rows = list[dict[str, Any]]
 def describe_study(study: Study) -> dict[str, Rows]:
     """The derived numbers of a study, as titled tables: scales, parameters by group, parametrization, space, data."""
     corpus = resolve_corpus(study)
-    specs = [*ask_search(study, corpus)[0], *expect_verification(study, corpus)]
+    searched = ask_search(study, corpus)[0]
+    specs = [*searched, *expect_verification(study, corpus)]
     first = {spec.scale: spec for spec in reversed(specs)}
     return {
         "scales": [_describe_scale(spec) for spec in first.values()],
+        **_keep_filled({"batch ramp": _describe_ramps(specs), "weight decay": _describe_decays(study, searched)}),
         "parameters by group": _describe_params(first),
         "parametrization": _describe_parametrization(specs),
         "forward multipliers": _describe_multipliers(specs),
@@ -40,7 +42,7 @@ def describe_study(study: Study) -> dict[str, Rows]:
             {"domain": name, "share": share, "train_tokens": corpus.train_tokens.get(name)}
             for name, share in corpus.mixture.items()
         ],
-        **({"notes": [{"note": note} for note in corpus.notes]} if corpus.notes else {}),
+        **_keep_filled({"notes": [{"note": note} for note in corpus.notes]}),
     }
 
 
@@ -113,6 +115,47 @@ def _describe_scale(spec: RunSpec) -> dict[str, Any]:
     }
 
 
+def _describe_ramps(specs: Sequence[RunSpec]) -> Rows:
+    """A row per rung and batch of its ramp, the full one at its end."""
+    rows = [
+        {
+            "scale": spec.scale,
+            "full_batch_tokens": spec.training.batch_tokens,
+            "batch_tokens": batch,
+            "steps": steps,
+            "tokens": steps * batch,
+        }
+        for spec in specs
+        if spec.training.ramp
+        for batch, steps in _list_stretches(spec.training)
+    ]
+    return _drop_repeats(rows)
+
+
+def _list_stretches(training: TrainingSpec) -> list[tuple[int, int]]:
+    """The batches that a run goes through, each with its steps."""
+    ramp = [(phase.batch_tokens, phase.steps) for phase in training.ramp]
+    return [*ramp, (training.batch_tokens, training.steps - sum(steps for _, steps in ramp))]
+
+
+def _describe_decays(study: Study, searched: Sequence[RunSpec]) -> Rows:
+    """The weight decays that a timescale gives; those of verification runs wait for their learning rate."""
+    if study.training.timescale is None and "timescale" not in study.search.space:
+        return []
+    runs = [(spec.scale, spec.training) for spec in searched]
+    rows = [
+        {
+            "scale": scale,
+            "batch_tokens": run.batch_tokens,
+            "peak_lr": run.peak_lr,
+            "timescale": round(run.batch_tokens / (run.peak_lr * run.weight_decay * run.tokens), 12),
+            "weight_decay": run.weight_decay,
+        }
+        for scale, run in runs
+    ]
+    return _drop_repeats(rows)
+
+
 def _describe_params(specs: Mapping[str, RunSpec]) -> Rows:
     """A row per group and a column per rung."""
     counts = {scale: spec.model.shape.count_params() for scale, spec in specs.items()}
@@ -132,7 +175,16 @@ def _describe_parametrization(specs: Sequence[RunSpec]) -> Rows:
 def _describe_multipliers(specs: Sequence[RunSpec]) -> Rows:
     """The constants of the forward pass under every parametrization at every size."""
     rows = [{**_name_size(spec), **asdict(choose_multipliers(spec.model))} for spec in _list_models(specs)]
-    return [row for number, row in enumerate(rows) if row not in rows[:number]]
+    return _drop_repeats(rows)
+
+
+def _drop_repeats(rows: Rows) -> Rows:
+    """Each row once, in the order of the first ones."""
+    return list({tuple(row.values()): row for row in rows}.values())
+
+
+def _keep_filled(tables: Mapping[str, Rows]) -> dict[str, Rows]:
+    return {title: rows for title, rows in tables.items() if rows}
 
 
 def _name_size(spec: RunSpec) -> dict[str, Any]:

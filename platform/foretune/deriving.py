@@ -11,11 +11,9 @@ from foretune.errors import InputError
 from foretune.quantities import TokensPerParam
 from foretune.records import DataSpec, RampPhase, RunSpec, TrainingSpec, trainer_of
 from foretune.sections import ScaleSection, TrainingSection
+from foretune.settings import SCHEDULES_WITH
 from foretune.shaping import measure_rung, resolve_model
 from foretune.study import Study
-
-DECAYING = ("wsd", "power")
-"""Schedules with a decay phase of a length to choose."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def _resolve_training(training: TrainingSection, tokens: int, seq_len: int) -> T
     full_steps = (tokens - _count_tokens(ramp)) // batch_tokens
     steps = max(1, sum(phase.steps for phase in ramp) + full_steps)
     stretches = (*ramp, RampPhase(steps=full_steps, batch_tokens=batch_tokens))
-    decay = training.decay if training.schedule in DECAYING else 0.0
+    decay = training.decay if training.schedule in SCHEDULES_WITH["decay"] else 0.0
     powers = training.schedule == "power"
     return TrainingSpec(
         optimizer=training.optimizer,

@@ -110,14 +110,17 @@ def find_obstacle(spec: RunSpec, study: Study, corpus: CorpusFacts) -> str:
     if training.steps < MIN_STEPS:
         return f"{training.steps} steps of {training.batch_tokens} tokens are fewer than {MIN_STEPS}"
     if training.warmup_steps >= training.steps:
-        return f"warm-up of {training.warmup_steps} steps is not shorter than the run of {training.steps}"
+        return (
+            f"training.warmup: its {training.warmup_steps} steps are not fewer than the {training.steps} of the run; "
+            "lower it (below 1 it is a fraction of the run)"
+        )
     if training.warmup_steps + training.decay_steps > training.steps + 1:
         return (
-            f"warm-up of {training.warmup_steps} and decay of {training.decay_steps} steps do not fit into the run of "
-            f"{training.steps}: its learning rate would never reach the peak"
+            f"training.warmup and training.decay: their {training.warmup_steps} and {training.decay_steps} steps do "
+            f"not fit into the {training.steps} of the run, whose learning rate would never reach the peak; lower one"
         )
     if training.ramp and sum(phase.steps for phase in training.ramp) >= training.steps:
-        return f"the batch ramp is not shorter than the run of {training.tokens} tokens"
+        return f"training.ramp_tokens: it is not below the {training.tokens} tokens of the run; lower it"
     if training.final_lr_fraction > 1:
         return (
             f"its final_lr {training.final_lr_fraction * training.peak_lr:g} is above its peak_lr {training.peak_lr:g}"
@@ -130,6 +133,28 @@ def find_obstacle(spec: RunSpec, study: Study, corpus: CorpusFacts) -> str:
                 f"(data.max_epochs is {study.data.max_epochs:g})"
             )
     return ""
+
+
+def check_decays(study: Study, specs: Sequence[RunSpec]) -> None:
+    """Refuse weight decays that would take away all of the weights in a step, or more."""
+    worst = max(specs, key=_share_decayed, default=None)
+    if worst is None or (share := _share_decayed(worst)) < 1:
+        return
+    training, is_derived = worst.training, study.training.timescale is not None or "timescale" in study.search.space
+    key, remedy = "weight_decay", f"lower it below {1 / training.peak_lr:.3g}"
+    if is_derived:
+        key, remedy = "timescale", f"raise it above {training.batch_tokens / training.tokens:.3g}"
+    raise InputError(
+        f"{'search.space' if key in study.search.space else 'training'}.{key}: a step at a learning rate of "
+        f"{training.peak_lr:g} would take away {share:.3g} times the weights of scale {worst.scale!r} (learning rate "
+        f"x weight decay, {training.weight_decay:.4g}), and turn their signs; {remedy}"
+    )
+
+
+def _share_decayed(spec: RunSpec) -> float:
+    """What a step at the peak takes away of the weights; Prodigy's rate is only a factor of one it estimates."""
+    training = spec.training
+    return 0.0 if training.optimizer == "prodigy" else training.peak_lr * training.weight_decay
 
 
 def check_counts(study: Study, runs: int) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, GetJsonSchemaHandler, PlainSerializer, WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
 
 _SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12, "P": 1e15, "": 1.0}
-_DECIMAL = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)([kKMBGTP]?)")
-_POWER = re.compile(r"(\d+(?:\.\d+)?)\^([+-]?\d+(?:\.\d+)?)")
-_PER_PARAM = re.compile(r"(\d+(?:\.\d+)?)xN")
+_DIGITS = "[0-9](?:_?[0-9])*"
+_DECIMAL = re.compile(rf"([+-]?(?:{_DIGITS}\.?(?:{_DIGITS})?|\.{_DIGITS})(?:[eE][+-]?{_DIGITS})?)([kKMBGTP]?)")
+_POWER = re.compile(rf"({_DIGITS}(?:\.{_DIGITS})?)\^([+-]?{_DIGITS}(?:\.{_DIGITS})?)")
+_PER_PARAM = re.compile(rf"({_DIGITS}(?:\.{_DIGITS})?)xN")
 _FORMS = "write a number (7e9), a suffix (7B, 1.4T, 512k) or a power (2^-7)"
 
 
@@ -40,7 +45,7 @@ def _read_number(value: int | float | str) -> float:
         return value
     if isinstance(value, int):
         return float(value) if abs(value) < 10**300 else math.inf
-    text = value.strip().replace("_", "")
+    text = value.strip()
     if match := _POWER.fullmatch(text):
         return _raise_to(float(match[1]), float(match[2]))
     if match := _DECIMAL.fullmatch(text):
@@ -106,3 +111,41 @@ def _finite(number: float, value: object) -> float:
     if not math.isfinite(number):
         raise ValueError(f"must be finite, got {str(value)[:40]}")
     return number
+
+
+_RANGE_KEYWORDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
+"""Those of JSON Schema for those that pydantic leaves in their place where a validator stands before the range."""
+
+
+@dataclass(frozen=True)
+class _AlsoText:
+    """Says in the JSON Schema of a number that it may be written as a text of one of these forms too."""
+
+    forms: tuple[re.Pattern[str], ...]
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The schema of the number, or that of the text; a range can only be said of the number."""
+        pattern = "|".join(f"(?:{form.pattern})" for form in self.forms)
+        number = {_RANGE_KEYWORDS.get(key, key): value for key, value in handler(core).items()}
+        return {"anyOf": [number, {"type": "string", "pattern": rf"^\s*(?:{pattern})\s*$"}]}
+
+
+Quantity = Annotated[float, BeforeValidator(parse_quantity), _AlsoText((_DECIMAL, _POWER))]
+"""A field that `parse_quantity` reads."""
+Count = Annotated[int, BeforeValidator(parse_count), _AlsoText((_DECIMAL, _POWER))]
+"""A field that `parse_count` reads."""
+Horizon = Annotated[
+    int | TokensPerParam,
+    BeforeValidator(parse_horizon),
+    PlainSerializer(lambda value: str(value) if isinstance(value, TokensPerParam) else value),
+    WithJsonSchema({"type": "integer", "exclusiveMinimum": 0}),
+    _AlsoText((_DECIMAL, _POWER, _PER_PARAM)),
+]
+"""A field that `parse_horizon` reads."""
+Limit = Annotated[
+    float,
+    BeforeValidator(lambda value: value if value == math.inf else parse_quantity(value)),
+    PlainSerializer(lambda value: None if math.isinf(value) else value),
+    _AlsoText((_DECIMAL, _POWER)),
+]
+"""A quantity that may be unlimited, which JSON can only say by leaving it out."""

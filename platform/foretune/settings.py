@@ -12,6 +12,23 @@ LR_RANGE = (1e-7, 0.5)
 PRODIGY_LR_RANGE = (1e-2, 10.0)
 """Prodigy multiplies an estimated distance, so that 1 is its usual rate (Mishchenko and Defazio 2023; assumption)."""
 
+OPTIMIZERS_WITH: dict[str, tuple[str, ...]] = {
+    "beta1": ("adamw", "nadamw", "lion", "muon", "schedulefree", "prodigy"),
+    "beta2": ("adamw", "nadamw", "lion", "muon", "schedulefree", "prodigy"),
+    "eps": ("adamw", "nadamw", "muon", "schedulefree", "prodigy"),
+    "momentum": ("sgd", "muon"),
+}
+"""The optimizers that a setting has an effect on, where there are others (muon trains vectors by AdamW)."""
+SCHEDULES_WITH: dict[str, tuple[str, ...]] = {
+    "decay": ("wsd", "power"),
+    "decay_shape": ("wsd", "power"),
+    "power_coefficient": ("power",),
+    "power_exponent": ("power",),
+    "final_lr_fraction": ("wsd", "cosine", "power"),
+    "final_lr": ("wsd", "cosine", "power"),
+}
+"""The schedules that a setting has an effect on, where there are others."""
+
 
 def find_training_problems(
     training: TrainingSection,
@@ -27,10 +44,10 @@ def find_training_problems(
         *_lr_problems(training, search, optimizers),
         *_all_batch_problems(training, search, seq_len),
         *_phase_problems(training, schedules),
-        *_final_lr_problems(training, search, schedules),
+        *_final_lr_problems(training, search),
         *_optimizer_problems(optimizers, schedules, parametrizations),
-        *_momentum_problems(search, optimizers),
-        *_timescale_problems(training, search, optimizers),
+        *_idle_problems(training, search, optimizers, schedules),
+        *_timescale_problems(search, optimizers),
         *_ramp_problems(training, search, scales),
     ]
 
@@ -81,20 +98,14 @@ def _all_batch_problems(training: TrainingSection, search: SearchSection, seq_le
 
 def _phase_problems(training: TrainingSection, schedules: Sequence[str]) -> Iterator[str]:
     phases = training.warmup + training.decay
-    if {"wsd", "power"} & set(schedules) and training.warmup < 1 and training.decay <= 1 and phases > 1:
+    if set(SCHEDULES_WITH["decay"]) & set(schedules) and training.warmup < 1 and training.decay <= 1 and phases > 1:
         yield (
             f"training: warmup + decay must not exceed the run, got {training.warmup:g} + {training.decay:g}; lower one"
         )
 
 
-def _final_lr_problems(training: TrainingSection, search: SearchSection, schedules: Sequence[str]) -> Iterator[str]:
+def _final_lr_problems(training: TrainingSection, search: SearchSection) -> Iterator[str]:
     final = training.final_lr
-    if set(schedules) == {"constant"} and (final or training.final_lr_fraction):
-        given = "final_lr" if final else "final_lr_fraction"
-        yield (
-            f"training.{given}: the schedule 'constant' ends at its peak, got {final or training.final_lr_fraction:g}; "
-            "leave it out, or take another schedule"
-        )
     for key, rate in _list_rates(training, search):
         if final is not None and final > rate:
             yield f"training.final_lr: {final:g} is above the {key} {rate:g}; lower it, or give final_lr_fraction"
@@ -117,18 +128,35 @@ def _optimizer_problems(
         )
 
 
-def _momentum_problems(search: SearchSection, optimizers: Sequence[str]) -> Iterator[str]:
-    if "momentum" in search.space and not {"sgd", "muon"} & set(optimizers):
-        yield (
-            f"search.space.momentum: {optimizers[0]!r} has none, so its runs would be repeats; vary beta1, or take sgd "
-            "or muon"
-        )
+def _idle_problems(
+    training: TrainingSection, search: SearchSection, optimizers: Sequence[str], schedules: Sequence[str]
+) -> Iterator[str]:
+    """Settings that would change nothing: those of the table at another value than their default, which a resolved
+    study states too, and dimensions of the space, whose runs would be repeats."""
+    for key, reason, instead in _list_idle(training, search, optimizers, schedules):
+        value = getattr(training, key)
+        if key in search.space:
+            yield f"search.space.{key}: {reason}, so its runs would be repeats; {instead}"
+        elif value != TrainingSection.model_fields[key].default:
+            yield f"training.{key}: {reason}, so it would change nothing, got {value!r}; {instead}"
 
 
-def _timescale_problems(training: TrainingSection, search: SearchSection, optimizers: Sequence[str]) -> Iterator[str]:
-    given = training.timescale is not None or "timescale" in search.space
-    if given and "weight_decay" in search.space:
-        yield "search.space.weight_decay: the timescale decides the weight decay of each run; give only one of them"
+def _list_idle(
+    training: TrainingSection, search: SearchSection, optimizers: Sequence[str], schedules: Sequence[str]
+) -> Iterator[tuple[str, str, str]]:
+    """The settings without an effect in this study, each with the reason and what to try."""
+    for kind, used, users in (("optimizer", optimizers, OPTIMIZERS_WITH), ("schedule", schedules, SCHEDULES_WITH)):
+        for key, having in users.items():
+            if not set(having) & set(used) and (key != "decay" or training.decay):  # no decay is true of any schedule
+                instead = f"take one of {', '.join(having)}" if len(having) > 1 else f'set {kind} = "{having[0]}"'
+                yield key, f"the {kind} {used[0]!r} does without it", f"leave it out, or {instead}"
+    if not training.ramp_tokens:
+        yield "ramp_doublings", "there is no ramp", "leave it out, or give ramp_tokens"
+    if training.timescale is not None or "timescale" in search.space:
+        yield "weight_decay", "the timescale decides the weight decay of each run", "leave out one of them"
+
+
+def _timescale_problems(search: SearchSection, optimizers: Sequence[str]) -> Iterator[str]:
     for optimizer in optimizers if "timescale" in search.space else ():
         if optimizer not in ("adamw", "nadamw"):
             yield f"search.space.timescale: it is that of AdamW's weight decay; give weight_decay with {optimizer!r}"

@@ -86,7 +86,12 @@ def _resolve_experts(experts: ExpertsSection, shape: ModelShape, base: ModelShap
 def _resolve_causal_lm(
     study: Study, scale: ScaleSection, parametrization: Parametrization, vocab_size: int
 ) -> CausalLMSpec:
-    from foretune.proxies.configs import Sizes, resolve_config  # they import torch, which other studies wait for
+    from foretune.proxies.configs import (
+        Sizes,
+        check_positions,
+        resolve_config,
+    )  # they import torch, which other studies wait for
+    from foretune.proxies.probing import probe_model
     from foretune.proxies.shapes import measure_shape
 
     proxy = study.proxy
@@ -103,6 +108,9 @@ def _resolve_causal_lm(
     heads_grow = own.head_size != base.head_size
     double = base.at(2 * base.width, 2 * base.depth, (1 + heads_grow) * base.head_size)
     config = resolve_config(proxy.config, own)
+    check_positions(config, study.data.seq_len)
+    shape = measure_shape(config)
+    probe_model(proxy.config, base)
     return CausalLMSpec(
         parametrization=parametrization,
         width=own.width,
@@ -113,5 +121,5 @@ def _resolve_causal_lm(
         config=config,
         base_config=resolve_config(proxy.config, base),
         double_config=resolve_config(proxy.config, double),
-        shape=measure_shape(config),
+        shape=shape,
     )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
-from foretune.quantities import parse_quantity
-
-Quantity = Annotated[float, BeforeValidator(parse_quantity)]
+from foretune.quantities import Quantity
 
 
 class LogRange(BaseModel):

@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from foretune.accounting import choose_ffn_width
 from foretune.errors import InputError
 from foretune.sections import (
     BudgetSection,
@@ -63,6 +64,7 @@ class Study(Section):
     def _check_whole(self) -> Study:
         problems = [
             *_proxy_problems(self),
+            *_expert_problems(self),
             *_scale_problems(self),
             *_space_problems(self),
             *_training_problems(self),
@@ -105,6 +107,9 @@ def choose_depth(proxy: ProxySection, scale: ScaleSection) -> int:
 PYDANTIC_PART = re.compile(r"function-(before|after)$|literal\[|constrained-")
 """Parts of a location that name a step or a branch of pydantic's own check, and no key of the file."""
 
+EXPERT_ROUNDING = 0.25
+"""Most that the inner size of an expert may be off the one that its granularity asks for, relatively (assumption)."""
+
 DECODER_FIELDS = {
     "activation": "hidden_act",
     "qk_norm": "",
@@ -133,9 +138,7 @@ def _proxy_problems(study: Study) -> list[str]:
                 f"proxy.base_width: must be a multiple of head_size {proxy.head_size}, since the base model is built "
                 f"too, got {proxy.base_width}"
             )
-    sizes = [("proxy.base_width", proxy.base_width, proxy.head_size)]
-    sizes += [(f"scales.{item.name}.width", item.width, item.head_size or proxy.head_size) for item in study.scales]
-    for key, width, head_size in sizes:
+    for key, width, head_size in _list_sizes(study):
         if width % head_size == 0 and (width // head_size) % proxy.queries_per_key:
             problems.append(
                 f"{key}: {width // head_size} heads of {head_size} cannot share keys in groups of queries_per_key = "
@@ -144,16 +147,51 @@ def _proxy_problems(study: Study) -> list[str]:
     return problems
 
 
-def _scale_problems(study: Study) -> list[str]:
+def _list_sizes(study: Study) -> list[tuple[str, int, int]]:
+    """The widths of the models, each with its key and its head size."""
+    proxy = study.proxy
+    sizes = [("proxy.base_width", proxy.base_width, proxy.head_size)]
+    return sizes + [
+        (f"scales.{item.name}.width", item.width, item.head_size or proxy.head_size) for item in study.scales
+    ]
+
+
+def _expert_problems(study: Study) -> list[str]:
+    """Experts are made in multiples of 8, which at small widths may be far from the granularity asked for."""
+    experts = study.proxy.experts
+    if experts is None:
+        return []
     problems = []
+    for key, width, _ in _list_sizes(study):
+        asked = 2 * width / experts.granularity
+        made = choose_ffn_width(width, 2 / experts.granularity)
+        if abs(made / asked - 1) > EXPERT_ROUNDING + 1e-9:
+            problems.append(
+                f"proxy.experts.granularity: {experts.granularity:g} asks for experts of inner size {asked:g} at {key} "
+                f"{width}, and they would be {made}, the nearest multiple of 8; take {2 * width / made:g}, or a larger "
+                "width"
+            )
+    return problems
+
+
+def _head_problems(study: Study) -> list[str]:
+    heads = {f"scales.{scale.name}.head_size": scale.head_size for scale in study.scales if scale.head_size}
+    return [
+        f"{key}: must be even for rotary embeddings, got {head}; nearest: "
+        + " or ".join(str(size) for size in (head - 1, head + 1) if size)
+        for key, head in {"proxy.head_size": study.proxy.head_size, **heads}.items()
+        if head % 2
+    ]
+
+
+def _scale_problems(study: Study) -> list[str]:
+    problems = _head_problems(study)
     names = [scale.name for scale in study.scales]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.append(f"scales: name {name!r} is used twice; names must differ")
     for scale in study.scales:
         head = scale.head_size or study.proxy.head_size
-        if head % 2:
-            problems.append(f"scales.{scale.name}: head_size must be even for rotary embeddings, got {head}")
-        elif scale.width % head:
+        if head % 2 == 0 and scale.width % head:
             below, above = scale.width // head * head, (scale.width // head + 1) * head
             nearest = f"{below} or {above}" if below else f"{above}"
             problems.append(

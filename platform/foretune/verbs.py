@@ -43,7 +43,7 @@ def do_check(args: Namespace) -> None:
 
 def do_schema(args: Namespace) -> None:
     """Print the JSON Schema of a study file."""
-    print(json.dumps(Study.model_json_schema(), indent=2))
+    print(json.dumps(Study.model_json_schema(), indent=2, allow_nan=False))
 
 
 def do_plan(args: Namespace) -> None:

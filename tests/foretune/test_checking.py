@@ -10,13 +10,15 @@ from foretune.checking import describe_study
 from foretune.study import read_study
 
 
-def describe(proxy: dict[str, Any], space: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def describe(
+    proxy: dict[str, Any], space: dict[str, Any], training: dict[str, Any] | None = None
+) -> dict[str, list[dict[str, Any]]]:
     study = {
         "study": {"name": "test", "question": "?"},
         "proxy": {"base_width": 32, "head_size": 8, **proxy},
         "scales": [{"name": f"w{width}", "width": width, "tokens": 65_536} for width in (32, 64)],
         "data": {"seq_len": 32},
-        "training": {"batch_tokens": 1024},
+        "training": {"batch_tokens": 1024, **(training or {})},
         "search": {"strategy": "grid", "space": {"peak_lr": [0.01], **space}},
         "runner": {"kind": "replay", "surface": {}},
     }
@@ -51,3 +53,27 @@ def test_groups_and_rules_are_shown_for_every_kind_of_model(proxy: dict[str, Any
     assert [(row["parametrization"], row["width"]) for row in multipliers] == [
         ("mup", 32), ("mup", 64), ("standard", 32), ("standard", 64)
     ]  # fmt: skip
+
+
+def test_the_ramp_of_the_batch_is_shown_with_its_steps() -> None:
+    tables = describe({}, {"seed": [0, 1]}, {"ramp_tokens": 8192, "ramp_doublings": 2})
+    assert [tuple(row.values()) for row in tables["batch ramp"]] == [
+        (scale, 1024, *phase)
+        for scale in ("w32", "w64")
+        for phase in [(256, 16, 4096), (512, 8, 4096), (1024, 56, 57_344)]  # together the 65536 tokens of the run
+    ]
+    assert list(tables["batch ramp"][0]) == ["scale", "full_batch_tokens", "batch_tokens", "steps", "tokens"]
+
+
+def test_the_weight_decay_of_a_timescale_is_shown() -> None:
+    tables = describe({}, {"timescale": [0.1, 0.2], "peak_lr": [0.01, 0.02], "seed": [0, 1]})
+    rows = [row for row in tables["weight decay"] if row["scale"] == "w32"]
+    assert [(row["peak_lr"], row["timescale"], row["weight_decay"]) for row in rows] == [
+        (lr, timescale, pytest.approx(1024 / (lr * timescale * 65_536)))
+        for lr in (0.01, 0.02)
+        for timescale in (0.1, 0.2)
+    ]
+
+
+def test_what_a_study_does_not_have_is_not_shown() -> None:
+    assert not {"batch ramp", "weight decay"} & set(describe({}, {}))

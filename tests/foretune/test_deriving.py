@@ -97,7 +97,9 @@ def test_without_a_ramp_phases_are_rounded_shares_of_the_steps(steps: int, fract
 def test_a_ramp_longer_than_the_run_is_skipped_with_the_reason() -> None:
     specs, skipped = ask({"ramp_tokens": "10M"}, tokens="1xN")
     assert specs == []
-    assert [item.reason for item in skipped] == ["the batch ramp is not shorter than the run of 25600 tokens"]
+    assert [item.reason for item in skipped] == [
+        "training.ramp_tokens: it is not below the 25600 tokens of the run; lower it"
+    ]
 
 
 def test_an_absolute_final_rate_is_a_fraction_of_each_peak() -> None:

@@ -216,3 +216,69 @@ def test_a_point_that_would_see_other_tokens_than_its_cell_is_refused() -> None:
 def test_points_of_no_use_are_refused(point: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         with_points(point)
+
+
+@pytest.mark.parametrize(
+    ("training", "space", "said"),
+    [
+        (
+            {"weight_decay": 1000},
+            {"peak_lr": [1e-4, 0.002, 0.001]},
+            "training.weight_decay: a step at a learning rate of 0.002 would take away 2 times the weights of scale "
+            "'w32' (learning rate x weight decay, 1000), and turn their signs; lower it below 500",
+        ),
+        ({}, {"weight_decay": [0.1, 10], "peak_lr": [0.001, 0.1]}, "search.space.weight_decay: a step at a learning"),
+        (
+            {"timescale": 1e-9, "peak_lr": 0.001},
+            {"seed": [0]},
+            "training.timescale: a step at a learning rate of 0.001 would take away 2.04e+07 times the weights of "
+            "scale 'w32' (learning rate x weight decay, 2.041e+10), and turn their signs; raise it above 0.0204",
+        ),
+        ({"peak_lr": 0.001}, {"timescale": [0.1, 0.02]}, "search.space.timescale: a step at"),
+    ],
+)
+def test_a_decay_that_turns_the_signs_of_weights_is_refused(
+    training: dict[str, Any], space: dict[str, Any], said: str
+) -> None:
+    study = make_study(training={"batch_tokens": 2048, **training}, search={"space": space})
+    with pytest.raises(InputError) as error:
+        ask(study)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "peak_lr"),
+    [
+        ({"weight_decay": 999}, 0.001),
+        ({"timescale": 0.021}, 0.001),
+        (
+            {"optimizer": "prodigy", "schedule": "constant", "weight_decay": 1},
+            1,
+        ),  # its rate is multiplied by a distance
+    ],
+)
+def test_a_decay_that_keeps_the_signs_of_weights_is_planned(changes: dict[str, Any], peak_lr: float) -> None:
+    proxy = {"base_width": 32, "head_size": 16, "parametrization": "standard"}
+    training = {"batch_tokens": 2048, **changes}
+    assert ask(make_study(proxy=proxy, training=training, search={"space": {"peak_lr": [peak_lr]}}))
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        (
+            {"warmup": 400_000},
+            "training.warmup: its 196 steps are not fewer than the 49 of the run; lower it (below 1 it is a fraction "
+            "of the run)",
+        ),
+        (
+            {"warmup": 60_000, "decay": 50_000},
+            "training.warmup and training.decay: their 30 and 25 steps do not fit into the 49 of the run, whose "
+            "learning rate would never reach the peak; lower one",
+        ),
+    ],
+)
+def test_phases_longer_than_the_run_are_skipped_by_their_keys(training: dict[str, Any], said: str) -> None:
+    specs, skipped = ask_search(make_study(training={"batch_tokens": 2048, **training}), CORPUS)
+    assert specs == []
+    assert {item.reason for item in skipped} == {said}

@@ -48,6 +48,20 @@ def test_a_run_of_a_librarys_model_is_the_same_run_after_a_round_trip() -> None:
     assert again.model.double_config["num_hidden_layers"] == 4
 
 
+@pytest.mark.parametrize("model", [("llama", "max_position_embeddings"), ("gpt2", "n_positions")])
+def test_positions_must_hold_the_sequences_of_the_study(model: tuple[str, str]) -> None:
+    model_type, name = model
+    refused = rf"proxy\.config\.{name}: must be at least \[data\] seq_len = 16, got 8; leave it out"
+    for positions in (16, 8):
+        config = {"model_type": model_type, name: positions}
+        study = make_study({"architecture": "transformers", "config": config}, {"width": 64})
+        if positions == 16:
+            assert measure_rung(study, study.scales[0], 97).params_total > 0
+        else:
+            with pytest.raises(InputError, match=refused):
+                resolve_run(study, study.scales[0], {}, CorpusFacts("0", 97, {"code": 1.0}, {}))
+
+
 @pytest.mark.parametrize(
     ("proxy", "message"),
     [

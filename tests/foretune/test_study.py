@@ -86,6 +86,24 @@ def test_snapshot_reads_back_to_the_same_study() -> None:
         ("study.name", None, "study.name: required, and missing"),
         ("proxy.base_width", "wide", "proxy.base_width: must be a number, got 'wide'; write a number"),
         ("scales.0.width", 40, "scales.small.width: must be a multiple of head_size 16, got 40; nearest: 32 or 48"),
+        (
+            "proxy.head_size",
+            7,
+            "proxy.head_size: must be even for rotary embeddings, got 7; nearest: 6 or 8",
+        ),
+        ("scales.0.head_size", 1, "scales.small.head_size: must be even for rotary embeddings, got 1; nearest: 2"),
+        (
+            "proxy.experts",
+            {"count": 4, "granularity": 16},
+            "proxy.experts.granularity: 16 asks for experts of inner size 4 at proxy.base_width 32, and they would be "
+            "8, the nearest multiple of 8; take 8, or a larger width",
+        ),
+        (
+            "proxy.experts",
+            {"count": 4, "granularity": 11},
+            "proxy.experts.granularity: 11 asks for experts of inner size 11.6364 at scales.large.width 64, and they "
+            "would be 8, the nearest multiple of 8; take 16, or a larger width",
+        ),
         ("scales.1.name", "small", "scales: name 'small' is used twice"),
         ("scales.1.tokens", 2, "scales.large.tokens: 2 is fewer than one batch of 2048 tokens"),
         ("scales.1.tokens", 0, "scales.1.tokens: must be above zero, got 0"),
@@ -151,7 +169,60 @@ def test_bad_input_is_refused_with_what_to_try(path: str, value: object, said: s
             'set schedule = "constant"',
         ),
         ({}, {"optimizer": ["adamw", "prodigy"]}, "training.schedule: 'prodigy' does without a schedule"),
-        ({}, {"momentum": [0.9, 0.95]}, "search.space.momentum: 'adamw' has none, so its runs would be repeats"),
+        (
+            {},
+            {"momentum": [0.9, 0.95]},
+            "search.space.momentum: the optimizer 'adamw' does without it, so its runs would be repeats; leave it out, "
+            "or take one of sgd, muon",
+        ),
+        (
+            {"optimizer": "sgd"},
+            {"beta2": [0.9, 0.95]},
+            "search.space.beta2: the optimizer 'sgd' does without it, so its runs would be repeats; leave it out, or "
+            "take one of adamw, nadamw, lion, muon, schedulefree, prodigy",
+        ),
+        ({}, {"optimizer": ["sgd", "lion"], "eps": [1e-8, 1e-7]}, "search.space.eps: the optimizer 'sgd' does without"),
+        (
+            {"momentum": 0.9},
+            {},
+            "training.momentum: the optimizer 'adamw' does without it, so it would change nothing, got 0.9; leave it "
+            "out, or take one of sgd, muon",
+        ),
+        ({"optimizer": "sgd", "beta1": 0.8}, {}, "training.beta1: the optimizer 'sgd' does without it"),
+        ({"optimizer": "sgd", "beta2": 0.9}, {}, "training.beta2: the optimizer 'sgd' does without it"),
+        ({"optimizer": "lion", "eps": 1e-7}, {}, "training.eps: the optimizer 'lion' does without it"),
+        (
+            {"schedule": "cosine", "decay_shape": "sqrt"},
+            {},
+            "training.decay_shape: the schedule 'cosine' does without it, so it would change nothing, got 'sqrt'; "
+            "leave it out, or take one of wsd, power",
+        ),
+        ({"decay": 0.3}, {"schedule": ["cosine", "constant"]}, "training.decay: the schedule 'cosine' does without it"),
+        (
+            {"power_coefficient": 4.6},
+            {},
+            "training.power_coefficient: the schedule 'wsd' does without it, so it would change nothing, got 4.6; "
+            'leave it out, or set schedule = "power"',
+        ),
+        ({"power_exponent": "-.5"}, {}, "training.power_exponent: the schedule 'wsd' does without it"),
+        (
+            {"ramp_doublings": 2},
+            {},
+            "training.ramp_doublings: there is no ramp, so it would change nothing, got 2; leave it out, or give "
+            "ramp_tokens",
+        ),
+        (
+            {"timescale": 0.2, "weight_decay": 0},
+            {},
+            "training.weight_decay: the timescale decides the weight decay of each run, so it would change nothing, "
+            "got 0.0; leave out one of them",
+        ),
+        ({"weight_decay": 0.2}, {"timescale": [0.1, 0.2]}, "training.weight_decay: the timescale decides"),
+        (
+            {"schedule": "constant"},
+            {"final_lr_fraction": [0, 0.1]},
+            "search.space.final_lr_fraction: the schedule 'constant' does without it, so its runs would be repeats",
+        ),
         (
             {"optimizer": "prodigy", "schedule": "constant", "peak_lr": 1},
             {"peak_lr": [1]},
@@ -172,7 +243,7 @@ def test_bad_input_is_refused_with_what_to_try(path: str, value: object, said: s
         (
             {"timescale": 0.2},
             {"weight_decay": [0.1]},
-            "search.space.weight_decay: the timescale decides the weight decay of each run; give only one",
+            "search.space.weight_decay: the timescale decides the weight decay of each run, so its runs would be ",
         ),
         ({"final_lr": 1e-5, "final_lr_fraction": 0.1}, {}, "give either final_lr or final_lr_fraction"),
         ({"final_lr": 1e-5}, {"final_lr_fraction": [0.1]}, "give either final_lr or final_lr_fraction"),
@@ -180,7 +251,7 @@ def test_bad_input_is_refused_with_what_to_try(path: str, value: object, said: s
         (
             {"schedule": "constant", "final_lr_fraction": 0.1},
             {},
-            "training.final_lr_fraction: the schedule 'constant' ends at its peak, got 0.1; leave it out",
+            "training.final_lr_fraction: the schedule 'constant' does without it, so it would change nothing, got 0.1",
         ),
         ({"schedule": "power", "warmup": 0.5, "decay": 0.6}, {}, "warmup + decay must not exceed the run"),
         ({"schedule": "cosine", "warmup": 0.9}, {"schedule": ["cosine", "wsd"]}, "warmup + decay must not exceed"),
@@ -232,6 +303,11 @@ def test_settings_that_do_not_go_together_are_refused(
         ({"final_lr": 1e-5, "schedule": "cosine"}, {}),
         ({"timescale": 0.2, "optimizer": "nadamw"}, {"timescale": [0.1, 0.2]}),
         ({"ramp_tokens": 6144, "ramp_doublings": 3}, {"batch_tokens": [1024, 2048]}),
+        ({"momentum": 0.9}, {"optimizer": ["adamw", "muon"], "eps": [1e-8, 1e-7]}),
+        ({"decay_shape": "sqrt", "decay": 0.3}, {"schedule": ["cosine", "wsd"]}),
+        ({"schedule": "cosine", "decay": 0}, {}),
+        ({"schedule": "power", "power_coefficient": 4.6, "power_exponent": -0.5}, {}),
+        ({"timescale": 0.2, "optimizer": "adamw", "weight_decay": 0.1}, {}),
         ({}, {"optimizer": ["adamw", "muon", "lion"], "schedule": ["wsd", "power"], "momentum": [0.9, 0.95]}),
     ],
 )
@@ -241,6 +317,19 @@ def test_settings_that_go_together_read_back(training: dict[str, Any], space: di
     raw["search"]["space"] |= space
     study = read_study(raw)
     assert read_study(study.snapshot()) == study
+
+
+def test_an_odd_head_size_is_blamed_once_on_where_it_is_written() -> None:
+    with pytest.raises(InputError) as error:
+        read_study(altered("proxy.head_size", 7))
+    assert str(error.value).count("must be even") == 1
+    assert str(error.value).count("scales.") == 0
+
+
+@pytest.mark.parametrize("granularity", [2, 3, 5, 6, 8])  # 32, 21.3, 12.8, 10.7 and 8 become 32, 24, 16, 8 and 8
+def test_experts_within_a_quarter_of_the_size_asked_for_are_accepted(granularity: float) -> None:
+    study = read_study(altered("proxy.experts", {"count": 4, "granularity": granularity}))
+    assert study.proxy.experts is not None
 
 
 def test_all_errors_of_a_file_come_at_once_and_name_it(tmp_path: Path) -> None:

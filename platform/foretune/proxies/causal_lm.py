@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from foretune.errors import InputError
 from foretune.parametrization import ForwardMultipliers, choose_multipliers, choose_rules
 from foretune.parametrization.growth import TensorShape
-from foretune.proxies.configs import build_config
-from foretune.proxies.shapes import build_model, describe
+from foretune.proxies.configs import build_config, check_positions
+from foretune.proxies.shapes import build_model, describe, list_options
 from foretune.records import CausalLMSpec
 
 BRANCH_TOLERANCE = 1e-4
@@ -35,11 +35,7 @@ class CausalLM(nn.Module):
         super().__init__()
         self.spec = model
         config = build_config(model.config)
-        if config.max_position_embeddings < seq_len:
-            raise InputError(
-                f"proxy.config.max_position_embeddings: must be at least seq_len = {seq_len}, got "
-                f"{config.max_position_embeddings}; leave it out"
-            )
+        check_positions(model.config, seq_len)
         with torch.random.fork_rng(devices=[]):
             self.model: Any = build_model(config)
         self._tensors: dict[str, TensorShape] = {
@@ -47,14 +43,14 @@ class CausalLM(nn.Module):
         }
         self._constants = dict(self._read_constants())
         self._auxiliary_weight = float(getattr(config, "router_aux_loss_coef", 0.0) or 0.0)
+        self._options = list_options(config)
         self._auxiliary: Tensor | None = None
         self._set_multipliers(choose_multipliers(model))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids 1 B T to logits 1 B T V, in float32."""
-        options = {"output_router_logits": True} if self._auxiliary_weight else {}
-        outputs = self.model(input_ids=ids[0], use_cache=False, **options)
-        self._auxiliary = outputs.aux_loss if options else None
+        outputs = self.model(input_ids=ids[0], use_cache=False, **self._options)
+        self._auxiliary = outputs.aux_loss if self._options else None
         logits: Tensor = outputs.logits
         return logits.float()[None]
 

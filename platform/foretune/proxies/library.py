@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 
@@ -23,3 +25,15 @@ def import_transformers() -> ModuleType:
         if hidden:
             del sys.modules["torchvision"]
     return transformers
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """The library's warnings are off: what they warn of we check, and say in the words of a study file."""
+    logging = import_transformers().utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

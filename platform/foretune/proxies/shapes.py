@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from foretune.accounting import MeasuredShape
 from foretune.errors import InputError
 from foretune.parametrization.growth import TensorShape, find_places
 from foretune.parametrization.rules import Place
-from foretune.proxies.configs import build_config
-from foretune.proxies.library import import_transformers
+from foretune.proxies.configs import EXAMPLES, build_config, refuse
+from foretune.proxies.library import import_transformers, silence
 from foretune.records import CausalLMSpec
 
 
@@ -50,14 +51,44 @@ def describe(config: Mapping[str, Any]) -> Anatomy:
 def build_model(config: Any) -> nn.Module:
     """The model of a configuration, in float32, with the library's initial weights."""
     library = import_transformers()
+    _check_attention(config)
     try:
-        model: nn.Module = library.AutoModelForCausalLM.from_config(
-            config, attn_implementation="sdpa", dtype=torch.float32
-        )
-    except (ValueError, RuntimeError, AssertionError, AttributeError, TypeError) as error:
-        problem = " ".join(str(error).split())
-        raise InputError(f"proxy.config: {config.model_type} cannot be built with these fields: {problem}") from error
+        with silence():
+            model: nn.Module = library.AutoModelForCausalLM.from_config(
+                config, attn_implementation="sdpa", dtype=torch.float32
+            )
+    except KeyError as error:
+        raise _refuse_choice(config, error) from error
+    except Exception as error:  # each model has checks of its own, and errors of its own
+        raise refuse("proxy.config", f"{config.model_type} cannot be built with what is given", error) from error
     return model
+
+
+def list_options(config: Any) -> dict[str, bool]:
+    """What the forward pass is asked for beside the logits: in a model with a balancing loss, that loss."""
+    return {"output_router_logits": True} if getattr(config, "router_aux_loss_coef", None) else {}
+
+
+def _check_attention(config: Any) -> None:
+    """Refuse a model without the one attention that all models train with here."""
+    model_class = import_transformers().AutoModelForCausalLM._model_mapping[type(config)]
+    if not model_class._supports_sdpa:
+        raise InputError(
+            f"proxy.config.model_type: must be a model whose attention torch's scaled_dot_product_attention can "
+            f"compute, got {config.model_type!r}; take another, such as {', '.join(EXAMPLES)}"
+        )
+
+
+def _refuse_choice(config: Any, error: KeyError) -> InputError:
+    """A value that names something, as an activation, and that the library has no entry for."""
+    value = error.args[0]
+    fields = [name for name, given in config.to_dict().items() if given == value]
+    if not fields:
+        return refuse("proxy.config", f"{config.model_type} cannot be built with what is given", error)
+    activations = list(import_transformers().activations.ACT2FN)
+    close = difflib.get_close_matches(str(value), activations, cutoff=0.5) or ["silu", "gelu", "relu"]
+    advice = f"try {', '.join(close)}" if "act" in fields[0] else "leave it out"
+    return InputError(f"proxy.config.{fields[0]}: {config.model_type} knows no {value!r}; {advice}")
 
 
 @cache
@@ -75,7 +106,12 @@ def _describe(fields: str) -> Anatomy:
 
 
 def _read_head_size(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    try:
+        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    except (AttributeError, RuntimeError) as error:  # RuntimeError: the size differs between layers
+        raise InputError(
+            f"proxy.config.model_type: must have one head size in all layers, got {config.model_type!r}; take another"
+        ) from error
 
 
 def _list_tensors(model: Any) -> Iterator[TensorShape]:
@@ -140,6 +176,11 @@ def _read_active_share(config: Any, routed: list[TensorShape]) -> float:
         raise InputError(
             f"proxy.config: cannot tell how many of the {routed[0].sizes[0]} experts a token goes through; there is no "
             f"field num_experts_per_tok in the configuration of {config.model_type}"
+        )
+    if active > routed[0].sizes[0]:
+        raise InputError(
+            f"proxy.config.num_experts_per_tok: must not exceed the number of experts, {routed[0].sizes[0]}, got "
+            f"{active}; route to fewer, or give more of them"
         )
     return float(active) / routed[0].sizes[0]
 

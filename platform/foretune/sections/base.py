@@ -1,13 +1,10 @@
-"""What every table of a study file is made of: the frozen base model, and the types that numbers are read as."""
+"""What every table of a study file is made of: the frozen base model and its names."""
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
-
-from foretune.quantities import TokensPerParam, parse_count, parse_horizon, parse_quantity
+from pydantic import BaseModel, ConfigDict, Field
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 RUN_LIMIT = 10_000
@@ -16,19 +13,6 @@ RUN_LIMIT = 10_000
 Parametrization = Literal["standard", "mup", "depth-mup", "completep"]
 PARAMETRIZATIONS: tuple[str, ...] = get_args(Parametrization)
 
-Quantity = Annotated[float, BeforeValidator(parse_quantity)]
-Count = Annotated[int, BeforeValidator(parse_count)]
-Horizon = Annotated[
-    int | TokensPerParam,
-    BeforeValidator(parse_horizon),
-    PlainSerializer(lambda value: str(value) if isinstance(value, TokensPerParam) else value),
-]
-Limit = Annotated[
-    float,
-    BeforeValidator(lambda value: value if value == math.inf else parse_quantity(value)),
-    PlainSerializer(lambda value: None if math.isinf(value) else value),
-]
-"""A quantity that may be unlimited, which JSON can only say by leaving it out."""
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from foretune.sections.base import Count, Quantity, Section
+from foretune.quantities import Count, Quantity
+from foretune.sections.base import Section
 
 
 class DomainSection(Section):

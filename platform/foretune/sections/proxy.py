@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from foretune.sections.base import Count, Horizon, Name, Parametrization, Quantity, Section
+from foretune.quantities import Count, Horizon, Quantity
+from foretune.sections.base import Name, Parametrization, Section
 
 
 class ExpertsSection(Section):

@@ -6,8 +6,8 @@ import math
 
 from pydantic import Field
 
-from foretune.quantities import TokensPerParam
-from foretune.sections.base import RUN_LIMIT, Count, Horizon, Limit, Name, Section
+from foretune.quantities import Count, Horizon, Limit, TokensPerParam
+from foretune.sections.base import RUN_LIMIT, Name, Section
 
 
 class StudySection(Section):
@@ -21,16 +21,21 @@ class StudySection(Section):
     """Seed of the study: data order and initial weights of every run that the space gives no other, and of the fits."""
 
 
+def _be_unlimited() -> float:
+    """A default that is no number of JSON, so a schema must not state it."""
+    return math.inf
+
+
 class BudgetSection(Section):
     """`[budget]`: what the study may cost; a plan above it is refused."""
 
     runs: Count = Field(default=RUN_LIMIT, ge=1)
     """Most runs."""
-    tokens: Limit = Field(default=math.inf, gt=0)
+    tokens: Limit = Field(default_factory=_be_unlimited, gt=0)
     """Most training tokens, all runs together."""
-    flops: Limit = Field(default=math.inf, gt=0)
+    flops: Limit = Field(default_factory=_be_unlimited, gt=0)
     """Most training FLOPs, all runs together."""
-    hours: Limit = Field(default=math.inf, gt=0)
+    hours: Limit = Field(default_factory=_be_unlimited, gt=0)
     """Most hours of wall time, by the measured probe."""
 
     @property

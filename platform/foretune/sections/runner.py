@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from foretune.sections.base import Count, Quantity, Section
+from foretune.quantities import Count, Quantity
+from foretune.sections.base import Section
 
 Compile = Literal["auto", "on", "off"]
 

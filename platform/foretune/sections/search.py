@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, TypeAdapter, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
 
-from foretune.quantities import parse_count, parse_quantity
-from foretune.sections.base import PARAMETRIZATIONS, Count, Name, Parametrization, Quantity, Section, as_tuple
+from foretune.quantities import Count, Quantity, parse_count, parse_quantity
+from foretune.sections.base import PARAMETRIZATIONS, Name, Parametrization, Section, as_tuple
 from foretune.sections.training import Optimizer, Schedule
 from foretune.space import Choice, LogRange
 
@@ -48,8 +49,22 @@ class PointSection(Section):
     """Tokens per optimizer step, a divisor of the rung's horizon; 0 takes that of `[training]`."""
     parametrization: Parametrization | None = None
     """Branch of the study; that of `[proxy]` unless given."""
-    seed: Count | None = Field(default=None, ge=0, lt=2**32)
+    seed: Annotated[Count, Field(ge=0, lt=2**32)] | None = None
     """Seed of data order and initial weights; that of `[study]` unless given."""
+
+
+class _SpaceAsWritten:
+    """Says in the JSON Schema how a space is written, which is not how it is kept."""
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """A list of values for every dimension, or for numbers a table of bounds."""
+        _choice, bounds = handler(core)["additionalProperties"]["anyOf"]
+        return {
+            "type": "object",
+            "properties": {key: _describe_dimension(key, bounds) for key in VARIABLE},
+            "additionalProperties": False,
+            "minProperties": 1,
+        }
 
 
 class SearchSection(Section):
@@ -59,7 +74,7 @@ class SearchSection(Section):
     """`grid`: every combination of the space's values at every scale; `points`: only the runs named one by one."""
     metric: Literal["loss"] = "loss"
     """What is minimised: the held-out loss at the end of a run."""
-    space: dict[str, Choice | LogRange] = Field(min_length=1)
+    space: Annotated[dict[str, Choice | LogRange], _SpaceAsWritten()] = Field(min_length=1)
     """What is varied: `peak_lr = { low = "2^-10", high = "2^-4", factor = 2 }` or a list of values."""
     points: Annotated[tuple[PointSection, ...], BeforeValidator(as_tuple)] = ()
     """Single runs: those of strategy `points`, or further ones beside a grid."""
@@ -113,6 +128,14 @@ def _read_dimension(key: str, value: Any) -> Choice | LogRange:
             raise ValueError(f"must be one of {', '.join(TEXTS[key])}, got {unknown[0]!r}")
         return Choice(values=tuple(value))
     return Choice(values=tuple(VARIABLE[key](item) for item in value))
+
+
+def _describe_dimension(key: str, bounds: JsonSchemaValue) -> JsonSchemaValue:
+    values: JsonSchemaValue = {"type": "array", "minItems": 1, "uniqueItems": True}
+    if key in TEXTS:
+        return {**values, "items": {"enum": list(TEXTS[key])}}
+    number = TypeAdapter(Count if VARIABLE[key] is parse_count else Quantity)
+    return {"anyOf": [{**values, "items": number.json_schema()}, bounds]}
 
 
 class VerificationSection(Section):

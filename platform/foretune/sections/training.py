@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from foretune.sections.base import Count, Quantity, Section
+from foretune.quantities import Count, Quantity
+from foretune.sections.base import Section
 
 Optimizer = Literal["adamw", "nadamw", "lion", "sgd", "muon", "schedulefree", "prodigy"]
 Schedule = Literal["wsd", "cosine", "constant", "power"]
@@ -21,7 +22,7 @@ class TrainingSection(Section):
     """`adamw` (Loshchilov and Hutter 2019), `nadamw` (with Nesterov momentum), `lion` (Chen et al. 2023), `sgd` with
     momentum, `muon` for hidden matrices with AdamW for the rest (Jordan et al. 2024), and two without a learning-rate
     schedule to choose: `schedulefree` (Defazio et al. 2024) and `prodigy` (Mishchenko and Defazio 2023)."""
-    peak_lr: Quantity | None = Field(default=None, gt=0)
+    peak_lr: Annotated[Quantity, Field(gt=0)] | None = None
     """Peak learning rate, at the base width under muP; needed here or in the space."""
     batch_tokens: Count = Field(ge=1)
     """Tokens per optimizer step; a multiple of seq_len."""
@@ -37,7 +38,7 @@ class TrainingSection(Section):
     """Added to the root of the second moment."""
     weight_decay: Quantity = Field(default=0.1, ge=0)
     """Decoupled weight decay of matrices, multiplied by the learning rate; norms have none."""
-    timescale: Quantity | None = Field(default=None, gt=0)
+    timescale: Annotated[Quantity, Field(gt=0)] | None = None
     """AdamW timescale as a share of the run, batch / (lr weight_decay tokens) (Wang and Aitchison 2024; Bergsma et al.
     2025): gives the weight decay of each run instead of `weight_decay`."""
     clip_norm: Quantity = Field(default=1.0, gt=0)
@@ -53,7 +54,7 @@ class TrainingSection(Section):
     """Decay of `wsd` and `power`: `linear`, or `sqrt` for 1 - sqrt(share of the phase) (Haegele et al. 2024)."""
     final_lr_fraction: Quantity = Field(default=0.0, ge=0, le=1)
     """Learning rate at the end over its peak."""
-    final_lr: Quantity | None = Field(default=None, ge=0)
+    final_lr: Annotated[Quantity, Field(ge=0)] | None = None
     """Learning rate at the end, absolute, instead of `final_lr_fraction` (Step Law's cosine ends at 1e-5)."""
     power_coefficient: Quantity = Field(default=4.0, gt=0)
     """a of the `power` schedule (Shen et al. 2024: 4 to 4.6); refit it on proxies."""

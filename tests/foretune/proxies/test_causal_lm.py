@@ -241,9 +241,9 @@ def test_an_even_load_costs_what_its_formula_says() -> None:
 
 
 def test_a_sequence_longer_than_its_positions_is_refused() -> None:
-    spec = make_causal_lm("gpt2", n_positions=8)
-    with pytest.raises(InputError, match=r"max_position_embeddings: must be at least seq_len = 16, got 8"):
-        CausalLM(spec, SEQ_LEN)
+    spec = make_causal_lm("gpt2")
+    with pytest.raises(InputError, match=r"config\.n_positions: must be at least \[data\] seq_len = 17, got 16"):
+        CausalLM(spec, SEQ_LEN + 1)
 
 
 @pytest.mark.parametrize(("model_type", "optimizer"), [("llama", "adamw"), ("qwen2_moe", "muon")])

@@ -51,13 +51,30 @@ def test_a_resolved_configuration_builds_itself_again(model_type: str) -> None:
     ("section", "message"),
     [
         ({"model_type": "lama"}, r"config\.model_type: .*'lama'; try .*llama"),
+        ({"model_type": "Lama3"}, r"config\.model_type: .*'Lama3'; try .*llama"),
+        ({"model_type": "zzz"}, r"config\.model_type: .*'zzz'; try llama, qwen3"),
+        ({"model_type": ["llama"]}, r"config\.model_type: no causal language model"),
         ({"model_type": "vit"}, r"config\.model_type: no causal language model"),
+        ({"model_type": "mamba"}, r"config\.model_type: mamba has no num_attention_heads that could follow the rung"),
+        (
+            {"model_type": "gemma3"},
+            r"config\.model_type: gemma3 has no hidden_size.*plain language model: gemma3_text$",
+        ),
+        (
+            {"model_type": "llama", "rope_theta": 5e5},
+            r"did you mean 'rope_theta' in \[proxy\.config\.rope_parameters\]",
+        ),
+        ({"model_type": "llama", "rope_thet": 5e5}, r"did you mean 'rope_theta' in \[proxy\.config\.rope_parameters\]"),
+        ({"model_type": "llama", "zzz": 1}, r"config\.zzz: no such field of llama; leave it out"),
         ({"model_type": "llama", "hidden_size": 64}, r"config\.hidden_size: follows the rung.*leave it out"),
         ({"model_type": "gpt2", "n_head": 4}, r"config\.n_head: follows the rung"),
         ({"model_type": "llama", "vocab_size": 32_000}, r"config\.vocab_size: follows the rung or the tokenizer"),
         ({"model_type": "llama", "intermediate_sise": 64}, r"no such field of llama; did you mean 'intermediate_size'"),
         ({"model_type": "llama", "intermediate_size": "0xwidth"}, r"config\.intermediate_size: the multiple must be"),
-        ({"model_type": "llama", "rms_norm_eps": "small"}, r"proxy\.config: llama refuses these fields.*rms_norm_eps"),
+        (
+            {"model_type": "llama", "rms_norm_eps": "small"},
+            r"config\.rms_norm_eps: llama does not take.*TypeError: .*'small'",
+        ),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(section: dict[str, Any], message: str) -> None:
@@ -71,9 +88,15 @@ def test_a_configuration_that_cannot_be_is_refused(section: dict[str, Any], mess
         ("llama", {"intermediate_size": 88}, r"'model\.layers\.0\.mlp\.gate_proj\.weight' of shape \(88, 64\)"),
         ("llama", {"num_key_value_heads": 2}, r"'model\.layers\.0\.self_attn\.k_proj\.weight' of shape \(16, 64\)"),
         ("qwen2_moe", {"moe_intermediate_size": 64}, r"'model\.layers\.0\.mlp\.experts\.gate_up_proj' of shape"),
-        ("qwen2_moe", {"decoder_sparse_step": 3}, r"'model\.layers\.mlp\..*' is there at some sizes"),
+        (
+            "qwen2_moe",
+            {"decoder_sparse_step": 3, "router_aux_loss_coef": 0.0},
+            r"'model\.layers\.mlp\..*' is there at some sizes",
+        ),
         ("falcon", {}, r"'transformer\.h\.0\.self_attention\.query_key_value\.weight': a dimension of 48 is 80"),
-        ("gemma2", {}, r"proxy\.config: gemma2 cannot be built.*scaled_dot_product_attention"),
+        ("gemma2", {}, r"config\.model_type: must be a model whose attention .*'gemma2'; take another.*llama"),
+        ("llama", {"hidden_act": "foo"}, r"config\.hidden_act: llama knows no 'foo'; try silu, gelu, relu$"),
+        ("gpt2", {"activation_function": "gelu_neu"}, r"activation_function: gpt2 knows no 'gelu_neu'; try .*gelu_new"),
     ],
 )
 def test_a_tensor_that_does_not_scale_is_refused_by_name(model_type: str, fields: dict[str, Any], message: str) -> None:
