@@ -21,8 +21,8 @@ PATIENCE = 2
 """Doublings without gain after which no larger pack is tried."""
 LONGEST_SECONDS = 20.0
 """A larger pack is not tried when timing it would take longer: an assumption."""
-SHORT_FLOPS = 5e11
-"""Runs of fewer FLOPs together are over on a CPU core before a measurement would have paid: an assumption."""
+SHORT_FLOPS = 5e12
+"""Runs of fewer FLOPs together, minutes of a CPU core, are done before a measurement would have paid: an assumption."""
 USABLE_SHARE = 0.8
 """Share of the memory that a pack may be estimated to need: an assumption, for what the estimate does not know."""
 
