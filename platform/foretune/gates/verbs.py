@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,19 +36,9 @@ def do_coordcheck(args: Namespace) -> int:
         for branch, verdict in verdicts.items():
             details = {**verdict, "peak_lr": answer.peak_lr, "rows": answer.rows(branch)}
             ledger.save_gate(name, branch, "coordcheck", passed=verdict["passed"], details=details)
-    _print_coordinates(answer, args.format)
+    _print_gate(answer, map(answer.describe, answer.parametrizations), args.format)
     _save_figure(draw_coordinates(answer), Path(args.results) / name / "coordcheck.png", args.format)
     return int(not answer.passes(study.proxy.parametrization))
-
-
-def _print_coordinates(answer: CoordinateAnswer, kind: str) -> None:
-    if kind == "json":
-        print(json.dumps(answer.to_dict(), indent=2, allow_nan=False))
-    elif kind == "csv":
-        print(render_rows(answer.rows(), "csv"))
-    else:
-        print(render_rows(answer.rows(), "table") + "\n")
-        print("\n".join(answer.describe(name) for name in answer.parametrizations))
 
 
 def do_transfer(args: Namespace) -> int:
@@ -59,21 +50,21 @@ def do_transfer(args: Namespace) -> int:
         answer = measure_transfer(name, ledger.runs(name), find_study_or_none(args.study, ledger))
         for branch in answer.branches:
             ledger.save_gate(name, branch.parametrization, "transfer", passed=branch.passed, details=branch.to_dict())
-    _print_transfer(answer, args.format)
+    _print_gate(answer, answer.describe(), args.format)
     figure = draw_transfer_panels(answer)
     if figure is not None:
         _save_figure(figure, Path(args.results) / name / "transfer.png", args.format)
     return int(not answer.branches[0].passed)
 
 
-def _print_transfer(answer: TransferAnswer, kind: str) -> None:
+def _print_gate(answer: CoordinateAnswer | TransferAnswer, sentences: Iterable[str], kind: str) -> None:
     if kind == "json":
         print(json.dumps(answer.to_dict(), indent=2, allow_nan=False))
     elif kind == "csv":
         print(render_rows(answer.rows(), "csv"))
     else:
         print(render_rows(answer.rows(), "table") + "\n")
-        print("\n".join(answer.describe()))
+        print("\n".join(sentences))
 
 
 def _save_figure(figure: Figure, place: Path, kind: str) -> None:
