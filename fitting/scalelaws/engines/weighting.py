@@ -63,11 +63,6 @@ def expect_drift(compute: FloatArray) -> FloatArray:
     return np.asarray(DRIFT_LOG_PER_EFOLD * np.log(compute.max() / compute))
 
 
-def expect_misfit(compute: FloatArray, off: FloatArray) -> FloatArray:
-    """Variance of ln loss by both: the drift, and `off` for a split of compute far from the optimal one, (n,)."""
-    return np.asarray(expect_drift(compute) ** 2 + off**2)
-
-
 def excess_on_surface(values: FloatArray, params: FloatArray, tokens: FloatArray) -> FloatArray:
     """Excess ln loss over the best split of the same N x D, under E + A / N^alpha + B / D^beta, (n,).
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from foretune.deriving import CorpusFacts, resolve_run
 from foretune.errors import InputError
-from foretune.records import RunSpec
+from foretune.records import RunSpec, hash_content
 from foretune.sections import ScaleSection
 from foretune.study import Study
 
@@ -139,7 +139,8 @@ class CoordinateAnswer:
     @property
     def parametrizations(self) -> tuple[str, ...]:
         """Those that were checked, the control last."""
-        return tuple(dict.fromkeys(check.parametrization for check in self.checks))
+        names = dict.fromkeys(check.parametrization for check in self.checks)
+        return tuple(sorted(names, key=lambda name: name == CONTROL))
 
     def rows(self, parametrization: str = "") -> list[dict[str, Any]]:
         """A row for every layer and ladder, of one parametrization or of all."""
@@ -189,6 +190,12 @@ def check_coordinates(study: Study, corpus: CorpusFacts, measure: Measure) -> Co
         _check_ladder(study, corpus, name, ladder, peak_lr, measure) for name in names for ladder in _list_ladders(name)
     ]
     return CoordinateAnswer(tuple(checks), peak_lr)
+
+
+def fingerprint_proxy(study: Study) -> str:
+    """What the check depends on besides the parametrization: another model or optimizer needs another check."""
+    proxy = study.proxy.model_dump(mode="json", exclude={"across_widths", "parametrization"})
+    return hash_content([proxy, study.training.optimizer])
 
 
 def choose_lr(study: Study) -> float:
@@ -281,10 +288,11 @@ def _check_layers(
 def fit_slopes(logs: NDArray[np.float64], values: Measured) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Least-squares exponents of values in places given by their logs, and their standard errors, each [steps].
 
-    A layer that never moves has slope 0: it moves alike everywhere.
+    A layer that never moves has slope 0: it moves alike everywhere. One that is not finite any more has moved by the
+    largest number that there is.
     """
-    with np.errstate(divide="ignore"):
-        seen = [np.log(np.maximum(place, np.finfo(float).tiny)) for place in values]  # each steps, seeds
+    smallest, largest = np.finfo(float).tiny, np.finfo(float).max
+    seen = [np.log(np.clip(np.nan_to_num(place, nan=largest), smallest, largest)) for place in values]  # steps, seeds
     means = np.stack([place.mean(axis=1) for place in seen])
     errors = np.stack([place.std(axis=1, ddof=1) / math.sqrt(place.shape[1]) for place in seen])
     weights = (logs - logs.mean()) / np.sum((logs - logs.mean()) ** 2)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from foretune.errors import InputError
+from foretune.gates.coordinates import fingerprint_proxy
 from foretune.gates.transferring import fingerprint_runs
 from foretune.study import Study
 from scalelaws import Forecast
@@ -78,4 +79,6 @@ def _judge_gate(kind: str, study: Study, gates: pd.DataFrame, frame: pd.DataFram
         return f"did not pass: {details.get('message', 'see its figure')}{wanted}"
     if kind == "transfer" and details.get("fingerprint") != fingerprint_runs(frame, parametrization):
         return f"judged other runs than the study has now (run {again} again)"
+    if kind == "coordcheck" and details.get("fingerprint") != fingerprint_proxy(study):
+        return f"judged another [proxy] or optimizer than the study has now (run {again} again)"
     return ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foretune.finding import find_study_or_none, name_study
-from foretune.gates.coordinates import CoordinateAnswer, check_coordinates
+from foretune.gates.coordinates import CoordinateAnswer, check_coordinates, fingerprint_proxy
 from foretune.gates.transferring import TransferAnswer, measure_transfer
 from foretune.ledger import open_ledger
 from foretune.rendering import render_rows
@@ -31,10 +31,10 @@ def do_coordcheck(args: Namespace) -> int:
     study = load_study(args.study)
     with isolate(threads=count_cpus()):
         answer = check_coordinates(study, resolve_corpus(study), measure_coordinates)
-    name, verdicts = study.study.name, answer.to_dict()["verdicts"]
+    name, verdicts, fingerprint = study.study.name, answer.to_dict()["verdicts"], fingerprint_proxy(study)
     with open_ledger(args.ledger or None, create=True) as ledger:
         for branch, verdict in verdicts.items():
-            details = {**verdict, "peak_lr": answer.peak_lr, "rows": answer.rows(branch)}
+            details = {**verdict, "peak_lr": answer.peak_lr, "rows": answer.rows(branch), "fingerprint": fingerprint}
             ledger.save_gate(name, branch, "coordcheck", passed=verdict["passed"], details=details)
     _print_gate(answer, map(answer.describe, answer.parametrizations), args.format)
     _save_figure(draw_coordinates(answer), Path(args.results) / name / "coordcheck.png", args.format)

@@ -67,11 +67,22 @@ def test_a_layer_that_never_moves_has_slope_zero() -> None:
     np.testing.assert_allclose([slopes, errors], 0.0, atol=1e-9)
 
 
+def test_a_layer_that_is_not_finite_any_more_fails_with_a_finite_slope() -> None:
+    wide = np.array([[1.0, np.nan, np.inf]])
+    slopes, errors = fit_slopes(np.log([1.0, 2.0]), (np.ones((1, 3)), wide))
+    assert np.isfinite([slopes, errors]).all()
+    assert slopes[0] > 100
+
+
 def test_level_changes_pass_beside_a_control_that_fails() -> None:
     answer = check_coordinates(make_study("mup"), CORPUS, plant(grows_under_standard))
     assert answer.passes("mup")
     assert not answer.passes("standard")
     assert "as it must" in answer.describe("standard")
+    assert check_coordinates(make_study("standard", "mup"), CORPUS, plant(grows_under_standard)).parametrizations == (
+        "mup",
+        "standard",
+    )
     assert {check.places for check in answer.checks} == {(64, 128, 256, 512)}
 
 

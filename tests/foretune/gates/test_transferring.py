@@ -11,10 +11,11 @@ import pytest
 
 from foretune.cli import main
 from foretune.errors import InputError
+from foretune.gates.coordinates import fingerprint_proxy
 from foretune.gates.licences import TRANSFERRED, grant_licence
 from foretune.gates.transferring import fingerprint_runs, measure_transfer
 from foretune.ledger import open_ledger
-from foretune.study import Study, read_study
+from foretune.study import Study, load_study, read_study
 
 BEST = 2.0**-6.6
 """The optimum under muP, planted at every size."""
@@ -72,8 +73,9 @@ class Bench:
     def pass_coordinates(self, *, passed: bool = True) -> None:
         """What `foretune coordcheck` leaves in the ledger."""
         with open_ledger(self.folder / "l.db") as ledger:
-            details = {"message": "mup: fails at head (+0.41 over width)"}
-            ledger.save_gate("ladder", "mup", "coordcheck", passed=passed, details={} if passed else details)
+            details = {"message": "" if passed else "mup: fails at head (+0.41 over width)"}
+            details["fingerprint"] = fingerprint_proxy(load_study(self.folder))
+            ledger.save_gate("ladder", "mup", "coordcheck", passed=passed, details=details)
 
     def answer(self) -> dict[str, Any]:
         return dict(json.loads((self.folder / "results/ladder/answer.json").read_text(encoding="utf-8")))
@@ -242,12 +244,17 @@ def test_an_assumption_is_said_in_every_answer(tmp_path: Path, capsys: pytest.Ca
 def test_a_verdict_on_other_runs_does_not_count(table: tuple[Study, pd.DataFrame]) -> None:
     study, frame = read_study(make_raw("transfer")), table[1]
     judged = {"fingerprint": fingerprint_runs(frame, "mup")}
-    rows = [("mup", "coordcheck", True, {}, "2026"), ("mup", "transfer", True, judged, "2026")]
+    checked = {"fingerprint": fingerprint_proxy(study)}
+    rows = [("mup", "coordcheck", True, checked, "2026"), ("mup", "transfer", True, judged, "2026")]
     gates = pd.DataFrame(rows, columns=["parametrization", "kind", "passed", "details", "created_at"])
     assert grant_licence(study, gates, frame, "mup").law == TRANSFERRED
     assert grant_licence(study, gates, frame, "standard").law == ""
     with pytest.raises(InputError, match="transfer judged other runs than the study has now"):
         grant_licence(study, gates, frame[frame["scale"] != "w128"], "mup")
+    raw = make_raw("transfer")
+    raw["proxy"]["qk_norm"] = True
+    with pytest.raises(InputError, match=r"coordcheck judged another \[proxy\]"):
+        grant_licence(read_study(raw), gates, frame, "mup")
     with pytest.raises(InputError, match="coordcheck was never run"):
         grant_licence(study, gates[gates["kind"] == "transfer"], frame, "mup")
 
