@@ -18,6 +18,7 @@ from foretune.runners.grouping import sum_savings
 from foretune.search import ask_search
 from foretune.search.verification import expect_verification
 from foretune.study import Study
+from foretune.variation import describe_space
 
 Rows = list[dict[str, Any]]
 
@@ -25,7 +26,7 @@ Rows = list[dict[str, Any]]
 def describe_study(study: Study) -> dict[str, Rows]:
     """The derived numbers of a study, as titled tables: scales, parameters by group, parametrization, space, data."""
     corpus = resolve_corpus(study)
-    searched = ask_search(study, corpus)[0]
+    searched = ask_search(study, corpus).specs
     specs = [*searched, *expect_verification(study, corpus)]
     first = {spec.scale: spec for spec in reversed(specs)}
     return {
@@ -34,10 +35,7 @@ def describe_study(study: Study) -> dict[str, Rows]:
         "parameters by group": _describe_params(first),
         "parametrization": _describe_parametrization(specs),
         "forward multipliers": _describe_multipliers(specs),
-        "search space": [
-            {"dimension": key, "values": ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in axis.grid())}
-            for key, axis in study.search.space.items()
-        ],
+        "search space": describe_space(study),
         "data": [
             {"domain": name, "share": share, "train_tokens": corpus.train_tokens.get(name)}
             for name, share in corpus.mixture.items()
@@ -53,18 +51,18 @@ def describe_plan(
     corpus = resolve_corpus(study)
     plan = plan_study(study, corpus, ledger)
     stand_ins = expect_verification(study, corpus)
-    expected = _outstanding_verification(study, stand_ins, ledger, searching=bool(plan.todo))
-    specs = [*plan.todo, *expected]
+    expected = _outstanding_verification(study, stand_ins, ledger, searching=bool(plan.todo or plan.later))
+    specs = [*plan.todo, *plan.later, *expected]
     estimate = estimate_hours(specs, study.runner) if probe else Estimate(0.0, 1, "not measured (--no-probe)")
     saved = sum_savings(specs, study.runner)
     record = {
         "study": plan.study,
-        "runs_to_do": len(plan.todo),
+        "runs_to_do": len(plan.todo) + len(plan.later),
         "runs_to_verify": len(expected),
         "runs_done": len(plan.done),
         "runs_skipped": len(plan.skipped),
-        "tokens": sum(spec.training.tokens for spec in specs),
-        "compute_flops": float(sum(spec.compute_flops for spec in specs)),
+        "tokens": sum(spec.own_tokens for spec in specs),
+        "compute_flops": float(sum(spec.own_flops for spec in specs)),
         "shared_trunk_runs": saved.runs,
         "shared_trunk_tokens": saved.tokens,
         "shared_trunk_flops": saved.flops,
@@ -72,7 +70,7 @@ def describe_plan(
         "runs_at_once": estimate.slots,
         "hours_basis": estimate.basis,
     }
-    whole = Plan(plan.study, (*plan.todo, *expected), plan.done, plan.skipped)
+    whole = Plan(plan.study, (*plan.todo, *expected), plan.done, plan.skipped, plan.later)
     refusal = _find_refusal(study, whole, estimate, _sum_others(whole, ledger), probe=probe)
     return record, _plan_rows(plan, expected), refusal
 
@@ -81,18 +79,16 @@ def describe_status(ledger: Ledger, study: str) -> dict[str, Any]:
     """Runs by state, who drives the study, and the time left by that driver's own account."""
     frame = ledger.runs(study)
     states = Counter(frame["status"])
-    progress = ledger.progress(study) or {}
+    progress, failures = ledger.progress(study) or {}, ledger.failures(study)
     return {
         "study": study,
         "completed": states["completed"],
         "diverged": states["diverged"],
-        "failed": states["failed"],
+        "failed": len(failures),
         "pending": ledger.count_enrolled(study) - len(frame),
         "driver": progress.get("holder", "none") if progress.get("alive") else "none",
         "minutes_left": (progress.get("progress") or {}).get("minutes_left"),
-        "failures": [
-            {"run_id": item.run_id, "attempt": item.attempt, "reason": item.reason} for item in ledger.failures(study)
-        ],
+        "failures": [{"run_id": item.run_id, "attempt": item.attempt, "reason": item.reason} for item in failures],
     }
 
 
@@ -140,7 +136,7 @@ def _list_stretches(training: TrainingSpec) -> list[tuple[int, int]]:
 
 def _describe_decays(study: Study, searched: Sequence[RunSpec]) -> Rows:
     """The weight decays that a timescale gives; those of verification runs wait for their learning rate."""
-    if study.training.timescale is None and "timescale" not in study.search.space:
+    if study.training.timescale is None and "timescale" not in study.search.list_keys():
         return []
     runs = [(spec.scale, spec.training) for spec in searched]
     rows = [
@@ -210,7 +206,8 @@ def _outstanding_verification(
 
 
 def _plan_rows(plan: Plan, expected: Sequence[RunSpec]) -> Rows:
-    rows = _group("to do", plan.todo) + _group("to verify, after the forecast", expected)
+    rows = _group("to do", plan.todo) + _group("to decide, as results come", plan.later)
+    rows += _group("to verify, after the forecast", expected)
     rows += _group("done", [spec for spec, _ in plan.done])
     reasons = Counter((item.scale, item.reason) for item in plan.skipped)
     return rows + [
@@ -228,8 +225,8 @@ def _group(state: str, specs: Sequence[RunSpec]) -> Rows:
             "scale": scale,
             "state": state,
             "runs": len(members),
-            "tokens": sum(spec.training.tokens for spec in members),
-            "compute_flops": float(sum(spec.compute_flops for spec in members)),
+            "tokens": sum(spec.own_tokens for spec in members),
+            "compute_flops": float(sum(spec.own_flops for spec in members)),
         }
         for scale, members in scales.items()
     ]
@@ -243,15 +240,14 @@ def _sum_others(plan: Plan, ledger: Ledger | None) -> Spent:
     planned = [spec.run_id for spec in (*plan.todo, *(spec for spec, _ in plan.done))]
     others = frame[~frame["run_id"].isin(planned) & frame["source"].isin(["trained", "replay"])]
     others = others[others["status"].ne("failed")]
-    return Spent(
-        len(others),
-        int(others["tokens"].sum()),
-        float(others["spent_flops"].fillna(others["compute_flops"]).astype(float).sum()),
-    )
+    whole = others["compute_flops"].astype(float)
+    flops = others["spent_flops"].astype(float).fillna(whole)
+    tokens = others["tokens"].astype(float) * flops / whole  # those of a parent were spent by the parent
+    return Spent(len(others), round(tokens.sum()), float(flops.sum()))
 
 
 def _find_refusal(study: Study, plan: Plan, estimate: Estimate, spent: Spent, *, probe: bool) -> InputError | None:
-    if probe and study.budget.limits_hours and plan.todo and not estimate.hours:
+    if probe and study.budget.limits_hours and (plan.todo or plan.later) and not estimate.hours:
         return InputError(f"budget.hours: cannot be held to: {estimate.basis}; limit flops or tokens instead")
     try:
         check_budget(study, plan, estimate.hours, spent)

@@ -17,6 +17,12 @@ COUNTINGS = ("params_non_embedding", "params_total", "params_active")
 """Parameter counts in the order in which a table's own is looked for."""
 
 
+MIXTURE = "mixture"
+"""What stands for the columns `mix/DOMAIN` where rows are pooled."""
+SAME_SHARE = 1e-6
+"""Shares of one domain that differ by less are the same: the digits that a CSV file keeps."""
+
+
 def list_parametrizations(frame: pd.DataFrame) -> list[str]:
     """The parametrizations in a run table, in order of appearance."""
     if "parametrization" not in frame:
@@ -28,15 +34,17 @@ def gather_observations(frame: pd.DataFrame, *, parametrization: str = "", pool:
     """The runs that a fit may see.
 
     Left out, and counted: failed runs, runs that are held out to verify a forecast, runs of an earlier version of the
-    study, runs of another parametrization.
+    study, runs of another parametrization, baselines of a search, runs that a search stopped before their learning rate
+    had decayed, runs whose settings changed on their way or were learned there, the mixture included.
     Diverged runs stay in, without a loss: they bound a basin from above. Rows that differ in optimizer, schedule,
-    sequence length or kind of loss are refused unless `pool` names the column.
+    sequence length, kind of loss or data mixture are refused unless `pool` names the column (`mixture`).
 
     Raises InputError when nothing is left or when the rows may not be pooled.
     """
-    unknown = sorted(set(pool) - set(SCOPE_COLUMNS))
+    unknown = sorted(set(pool) - {*SCOPE_COLUMNS, MIXTURE})
     if unknown:
-        raise InputError(f"--pool: no such column {unknown[0]!r}; rows may be pooled over {', '.join(SCOPE_COLUMNS)}")
+        named = ", ".join((*SCOPE_COLUMNS, MIXTURE))
+        raise InputError(f"--pool: no such column {unknown[0]!r}; rows may be pooled over {named}")
     kept, excluded = frame, []
     for reason, mask in _exclusions(frame, parametrization):
         dropped = kept.index[mask.reindex(kept.index, fill_value=False)]
@@ -48,10 +56,26 @@ def gather_observations(frame: pd.DataFrame, *, parametrization: str = "", pool:
         raise InputError(f"no runs to fit{': ' + listed if listed else ''}")
     if "status" in kept and kept["status"].eq("diverged").all():
         raise InputError(f"no runs to fit: all {len(kept)} diverged; lower the learning rates or the weight decay")
+    if MIXTURE not in pool:
+        _check_mixtures(kept)
+    pool = [column for column in pool if column != MIXTURE]
     try:
         return Observations.from_frame(kept, params=choose_counting(kept), excluded=tuple(excluded), pool=pool)
     except ObservationError as error:
         raise InputError(re.sub(r"pool=\('(\w+)',\)", r"--pool \1", str(error))) from None
+
+
+def _check_mixtures(frame: pd.DataFrame) -> None:
+    """Refuse runs of several data mixtures: their losses are of different things, and are weighted differently."""
+    names = [name for name in frame if str(name).startswith("mix/")]
+    shares = frame[names].dropna(how="all").fillna(0.0).astype(float)
+    if shares.empty or ((shares - shares.iloc[0]).abs() <= SAME_SHARE).all(axis=None):
+        return
+    distinct = (shares / SAME_SHARE).round().drop_duplicates()
+    raise InputError(
+        f"the runs have {len(distinct)} data mixtures, whose losses do not measure one thing; fit the runs of one of them, "
+        "or give --pool mixture to fit them together all the same"
+    )
 
 
 def choose_counting(frame: pd.DataFrame) -> str:
@@ -70,6 +94,17 @@ def _exclusions(frame: pd.DataFrame, parametrization: str) -> list[tuple[str, pd
     rules: list[tuple[str, pd.Series[bool]]] = []
     if "role" in frame:
         rules.append(("asked for by an earlier version of the study", frame["role"].eq("retired")))
+        rules.append(("baselines of a search", frame["role"].eq("baseline")))
+        rules.append(("soups of other runs", frame["role"].eq("soup")))
+    if "setting_changes" in frame:
+        rules.append(("whose settings changed along the run", frame["setting_changes"].fillna(0).gt(0)))
+    learned = [name for name in frame if str(name).startswith("learned/")]
+    if learned:
+        rules.append(("that learned settings or their mixture along the run", frame[learned].notna().any(axis=1)))
+    if {"horizon_tokens", "tokens", "schedule"} <= set(frame):
+        # what is decayed later says nothing of a run of that length; a constant rate has no later
+        early = frame["tokens"].lt(frame["horizon_tokens"]).fillna(False) & frame["schedule"].ne("constant")
+        rules.append(("stopped by a search before the end of their schedule", early))
     if parametrization and "parametrization" in frame:
         other = frame["parametrization"].ne(parametrization) & frame["parametrization"].notna()
         rules.append((f"of another parametrization than {parametrization}", other))

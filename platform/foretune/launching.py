@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 from foretune.checking import describe_plan
@@ -40,17 +42,21 @@ def launch_study(
     for note in (*ledger.notes, *corpus.notes):
         watcher.note(note)
     try:
-        execute_study(study, ledger, runner, corpus, watcher, steal=steal)
+        sweep = partial(_sweep_checkpoints, workspace, ledger)
+        execute_study(study, ledger, runner, corpus, watcher, steal=steal, sweep=sweep)
     finally:
         watcher.close()
         runner.close()
-    _sweep_checkpoints(workspace, ledger)
-    return len(ledger.failures(study.study.name))
+    failures = ledger.failures(study.study.name)
+    if not failures:  # those are tried again by the next launch, perhaps from the state of another run
+        _sweep_checkpoints(workspace, ledger, ())
+    return len(failures)
 
 
-def _sweep_checkpoints(workspace: Path, ledger: Ledger) -> None:
-    """Remove the checkpoints of runs whose result is final: nothing goes on from them."""
+def _sweep_checkpoints(workspace: Path, ledger: Ledger, retained: Collection[str]) -> None:
+    """Remove the checkpoints of runs whose result is final, but for those that others may go on from."""
     folders = {folder.name: folder / "checkpoints" for folder in (workspace / "runs").glob("*")}
-    for run_id, status in ledger.statuses(folders).items():
+    others = [run_id for run_id in folders if run_id not in retained]
+    for run_id, status in ledger.statuses(others).items():
         if status.final:
             shutil.rmtree(folders[run_id], ignore_errors=True)

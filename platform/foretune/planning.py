@@ -5,6 +5,8 @@ Nothing here reads a clock, a disk or a device, so the same study always plans t
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,36 +33,42 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a study, sorted into those to do, those done and those skipped."""
+    """The runs of a study, sorted into those to do, those done, those skipped, and those not yet decided on."""
 
     study: str
     todo: tuple[RunSpec, ...]
     done: tuple[tuple[RunSpec, RunStatus], ...]
     skipped: tuple[Skipped, ...]
+    later: tuple[RunSpec, ...] = ()
+    """Stand-ins for runs that the search will ask for when it has seen results: their cost is known."""
 
     @property
     def tokens(self) -> int:
         """Training tokens still to spend."""
-        return sum(spec.training.tokens for spec in self.todo)
+        return sum(spec.own_tokens for spec in (*self.todo, *self.later))
 
     @property
     def flops(self) -> float:
         """Training FLOPs still to spend."""
-        return float(sum(spec.compute_flops for spec in self.todo))
+        return float(sum(spec.own_flops for spec in (*self.todo, *self.later)))
 
     @property
     def total_tokens(self) -> int:
         """Training tokens of the whole study, done ones included."""
-        return self.tokens + sum(spec.training.tokens for spec, _ in self.done)
+        return self.tokens + sum(spec.own_tokens for spec, _ in self.done)
 
     @property
     def total_flops(self) -> float:
         """Training FLOPs of the whole study, done ones included."""
-        return self.flops + sum(spec.compute_flops for spec, _ in self.done)
+        return self.flops + sum(spec.own_flops for spec, _ in self.done)
 
 
 def plan_runs(
-    study: Study, specs: Sequence[RunSpec], skipped: Sequence[Skipped], statuses: Mapping[str, RunStatus]
+    study: Study,
+    specs: Sequence[RunSpec],
+    skipped: Sequence[Skipped],
+    statuses: Mapping[str, RunStatus],
+    later: Sequence[RunSpec] = (),
 ) -> Plan:
     """Sort specs by what the ledger holds: final runs are done, failed and absent ones are to do; ids are unique."""
     unique = {spec.run_id: spec for spec in specs}
@@ -70,6 +78,7 @@ def plan_runs(
         todo=tuple(spec for key, spec in unique.items() if key not in done),
         done=tuple((unique[key], status) for key, status in done.items()),
         skipped=tuple(skipped),
+        later=tuple(later),
     )
 
 
@@ -90,7 +99,7 @@ def check_budget(study: Study, plan: Plan, hours: float = 0.0, spent: Spent = NO
     """Refuse a plan over the study's budget; what is already done counts, except in hours."""
     budget = study.budget
     costs = {
-        "runs": (len(plan.todo) + len(plan.done) + spent.runs, budget.runs),
+        "runs": (len(plan.todo) + len(plan.later) + len(plan.done) + spent.runs, budget.runs),
         "tokens": (plan.total_tokens + spent.tokens, budget.tokens),
         "flops": (plan.total_flops + spent.flops, budget.flops),
         "hours": (hours, budget.hours),
@@ -126,13 +135,24 @@ def find_obstacle(spec: RunSpec, study: Study, corpus: CorpusFacts) -> str:
             f"its final_lr {training.final_lr_fraction * training.peak_lr:g} is above its peak_lr {training.peak_lr:g}"
         )
     for domain, tokens in corpus.train_tokens.items():
-        epochs = corpus.mixture.get(domain, 0.0) * training.tokens / max(1, tokens)
+        unique = spec.data.unique_tokens.get(domain, tokens)
+        epochs = _expect_tokens(spec, domain) / max(1, unique)
         if epochs > study.data.max_epochs:
             return (
-                f"{epochs:.1f} epochs of the {format_count(tokens)} tokens of domain {domain} "
+                f"{epochs:.1f} epochs of the {format_count(unique)} tokens of domain {domain} "
                 f"(data.max_epochs is {study.data.max_epochs:g})"
             )
     return ""
+
+
+def _expect_tokens(spec: RunSpec, domain: str) -> float:
+    """Training tokens of a domain, under each mixture of the run for as long as it holds."""
+    starts = [0, *(phase.start_step for phase in spec.phases if phase.mixture)]
+    tokens = [spec.training.tokens_at(step) for step in (*starts, spec.training.steps)]
+    shares = [spec.mixture_at(start).get(domain, 0.0) for start in starts]
+    return math.fsum(
+        share * (end - begin) for share, (begin, end) in zip(shares, itertools.pairwise(tokens), strict=True)
+    )
 
 
 def check_decays(study: Study, specs: Sequence[RunSpec]) -> None:
@@ -140,12 +160,15 @@ def check_decays(study: Study, specs: Sequence[RunSpec]) -> None:
     worst = max(specs, key=_share_decayed, default=None)
     if worst is None or (share := _share_decayed(worst)) < 1:
         return
-    training, is_derived = worst.training, study.training.timescale is not None or "timescale" in study.search.space
+    training, is_derived = (
+        worst.training,
+        study.training.timescale is not None or "timescale" in study.search.list_keys(),
+    )
     key, remedy = "weight_decay", f"lower it below {1 / training.peak_lr:.3g}"
     if is_derived:
         key, remedy = "timescale", f"raise it above {training.batch_tokens / training.tokens:.3g}"
     raise InputError(
-        f"{'search.space' if key in study.search.space else 'training'}.{key}: a step at a learning rate of "
+        f"{'search.space' if key in study.search.list_keys() else 'training'}.{key}: a step at a learning rate of "
         f"{training.peak_lr:g} would take away {share:.3g} times the weights of scale {worst.scale!r} (learning rate "
         f"x weight decay, {training.weight_decay:.4g}), and turn their signs; {remedy}"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -25,6 +25,9 @@ class ProgressBar:
         self._flops_done: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._flops = 0.0
+        """Of the whole stage."""
+        self._given = 0.0
+        """Of the runs that are decided on."""
         self._started = time.monotonic()
 
     def start_stage(self, plan: Plan) -> None:
@@ -33,6 +36,7 @@ class ProgressBar:
         role = plan.todo[0].role if plan.todo else "search"
         self._counts = {"runs": len(plan.todo), "completed": 0, "diverged": 0, "failed": 0}
         self._flops, self._flops_done, self._started = plan.flops, {}, time.monotonic()
+        self._given = float(sum(spec.own_flops for spec in plan.todo))
         self.note(f"{role}: {len(plan.todo)} runs to do, {len(plan.done)} done before, {len(plan.skipped)} skipped")
         for skipped in plan.skipped[:5]:
             self.note(f"  skipped {skipped.scale} {_describe(skipped.point)}: {skipped.reason}")
@@ -46,16 +50,25 @@ class ProgressBar:
             )
             self._show()
 
+    def add_runs(self, specs: Sequence[RunSpec], later: Sequence[RunSpec]) -> None:
+        """A search has decided on further runs; what it will ask for later was estimated, and is estimated anew."""
+        self._counts["runs"] += len(specs)
+        self._given += sum(spec.own_flops for spec in specs)
+        self._flops = self._given + sum(spec.own_flops for spec in later)
+        if self._bar is not None:
+            self._bar.total = self._flops
+        self._show()
+
     def observe(self, spec: RunSpec, point: CurvePoint) -> None:
         """Advance by the share of the run that is done; a restarted run does not turn the bar back."""
-        self._advance(spec, point.step / spec.training.steps)
+        self._advance(spec, point.tokens)
 
     def finish_run(self, spec: RunSpec, outcome: RunOutcome) -> None:
         """Count the run, and say why when it failed."""
         self._counts[outcome.status.value] += 1
         if outcome.status is RunStatus.FAILED:
             self.note(f"run {spec.run_id} ({spec.scale}, lr {spec.training.peak_lr:.3g}) failed: {outcome.reason}")
-        self._advance(spec, 1.0)
+        self._advance(spec, spec.tokens)
         self._show()
 
     def report(self) -> dict[str, Any]:
@@ -75,8 +88,9 @@ class ProgressBar:
             self._bar.close()
             self._bar = None
 
-    def _advance(self, spec: RunSpec, share: float) -> None:
-        flops = max(self._flops_done.get(spec.run_id, 0.0), share * spec.compute_flops)
+    def _advance(self, spec: RunSpec, tokens: int) -> None:
+        share = max(0.0, 1 - (spec.tokens - tokens) / max(1, spec.own_tokens))
+        flops = max(self._flops_done.get(spec.run_id, 0.0), share * spec.own_flops)
         if self._bar is not None:
             self._bar.update(flops - self._flops_done.get(spec.run_id, 0.0))
         self._flops_done[spec.run_id] = flops

@@ -7,7 +7,7 @@ from foretune.deriving import CorpusFacts
 from foretune.errors import InputError
 from foretune.ledger import Ledger
 from foretune.planning import Plan, plan_runs
-from foretune.search import ask_search
+from foretune.searching import Searching, expect_rest
 from foretune.study import Study
 
 BYTES_VOCAB = 257
@@ -17,7 +17,9 @@ BYTES_VOCAB = 257
 def resolve_corpus(study: Study) -> CorpusFacts:
     """Prepare (once) and describe the corpus; a replay reads no text, so it needs none."""
     if study.runner.kind == "replay":
-        return CorpusFacts("replay", _nominal_vocab_size(study.data.tokenizer), {"replay": 1.0}, {})
+        return CorpusFacts(
+            "replay", _nominal_vocab_size(study.data.tokenizer), study.data.mixture or {"replay": 1.0}, {}
+        )
     corpus = prepare_corpus(study.data)
     return CorpusFacts(
         digest=corpus.digest,
@@ -30,12 +32,12 @@ def resolve_corpus(study: Study) -> CorpusFacts:
 
 def plan_study(study: Study, corpus: CorpusFacts, ledger: Ledger | None) -> Plan:
     """The search's runs, sorted by what the ledger holds; refuses a search that has nothing useful in it."""
-    specs, skipped = ask_search(study, corpus)
-    if not specs:
-        reasons = "; ".join(sorted({item.reason for item in skipped}))
+    asked = Searching(study, corpus, ledger).ask()
+    if not asked.specs:
+        reasons = "; ".join(sorted({item.reason for item in asked.skipped}))
         raise InputError(f"nothing to run: every run of the space is skipped ({reasons})")
-    statuses = ledger.statuses([spec.run_id for spec in specs]) if ledger else {}
-    return plan_runs(study, specs, skipped, statuses)
+    statuses = ledger.statuses([spec.run_id for spec in asked.specs]) if ledger else {}
+    return plan_runs(study, asked.specs, asked.skipped, statuses, expect_rest(study, corpus, asked))
 
 
 def _nominal_vocab_size(tokenizer: str) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from foretune.errors import InputError
 from foretune.ledger import Ledger, Recorded, open_ledger
-from foretune.records import CurvePoint, Diagnosis, RunRecord, RunStatus
+from foretune.records import CurvePoint, Diagnosis, LearnedPoint, RunRecord, RunStatus, result_of
 from ledger_databases import make_record
 
 CONTRACT_COLUMNS = (
@@ -42,6 +42,8 @@ def test_frame_has_the_columns_of_the_run_table_in_their_order(ledger: Ledger) -
         "spent_flops",
         "pack_size",
         "instability",
+        "horizon_tokens",
+        "setting_changes",
         "mix/code",
         "loss/code",
     ]
@@ -61,12 +63,17 @@ def test_empty_ledger_has_the_same_columns(ledger: Ledger) -> None:
 def test_every_field_of_a_record_comes_back(ledger: Ledger) -> None:
     record = make_record(parent_run_id="feed" * 4, scale="w32", role="verification", device="cpu", wall_seconds=1.25)
     record = record.model_copy(update={"spent_flops": 1e12, "pack_size": 3, "instability": "3 spikes from step 7"})
+    path = tuple(LearnedPoint(step=step, values={"code": 1 / step, "dropout": 0.1}) for step in (10, 5))
+    record = record.model_copy(update={"learned": {"code": 0.15, "dropout": 0.1}, "learned_path": path[::-1]})
     ledger.record(record)
     row = ledger.runs().iloc[0]
-    apart = {"mix", "loss_by_domain", "curve", "diagnoses", "spec", "bits_per_byte", "tokens_trained"}
+    beside = {"mix", "loss_by_domain", "curve", "diagnoses", "learned", "learned_path", "spec"}
+    apart = beside | {"bits_per_byte", "tokens_trained"}
     for name in record.model_fields_set - apart:
         assert row[name] == getattr(record, name), name
     assert row["mix/code"] == record.mix["code"]
+    assert (row["learned/code"], row["learned/dropout"]) == (0.15, 0.1)
+    assert ledger.results([record.run_id]) == [result_of(record)]
     assert ledger.spec(record.run_id) == record.spec
 
 
@@ -279,6 +286,27 @@ def test_statuses_of_more_runs_than_one_query_takes(ledger: Ledger) -> None:
     ledger.enroll("big", [(run_id, "a", "search") for run_id in asked])
     assert ledger.count_enrolled("big") == len(asked)
     assert set(ledger.curves(run_ids=asked)["run_id"]) == set()
+
+
+def test_results_of_more_runs_than_one_query_takes_are_oldest_first(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foretune.ledger.store.IDS_PER_QUERY", 1)
+    times = {seed: f"2026-01-0{3 - seed}T00:00:00.000+00:00" for seed in range(3)}
+    records = [make_record(seed, created_at=time) for seed, time in times.items()]
+    ledger.record_all(records)
+    ids = [record.run_id for record in records]
+    assert [result.run_id for result in ledger.results(ids)] == ids[::-1]
+
+
+def test_a_failed_run_that_is_not_asked_for_any_more_is_no_failure_of_the_study(ledger: Ledger) -> None:
+    record = failed().model_copy(update={"study": "s"})
+    ledger.enroll("s", [(record.run_id, "a", "search")])
+    ledger.record(record)
+    assert [failure.run_id for failure in ledger.failures("s")] == [record.run_id]
+    ledger.enroll("s", [("d" * 16, "a", "search")])
+    assert ledger.failures("s") == []
+    assert [failure.run_id for failure in ledger.failed_attempts(record.run_id)] == [record.run_id]
 
 
 def test_snapshots_of_a_study_are_appended_when_they_differ(ledger: Ledger) -> None:

@@ -89,10 +89,10 @@ def make_new(request: pytest.FixtureRequest, old: str, folder: Path) -> Iterator
 
 
 def test_version_1_becomes_the_newest_schema(old: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    with pytest.raises(InputError, match=r"schema 1 is older than 2; `foretune run` or `foretune import` upgrades it"):
+    with pytest.raises(InputError, match=r"schema 1 is older than 3; `foretune run` or `foretune import` upgrades it"):
         open_ledger(old)
     with open_ledger(old, create=True) as ledger:
-        assert "upgraded from schema 1 to 2" in ledger.notes[0]
+        assert "upgraded from schema 1 to 3" in ledger.notes[0]
     with make_new(request, old, tmp_path) as new:
         assert describe(old) == describe(new)
     with open_ledger(old) as ledger:

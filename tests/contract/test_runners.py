@@ -110,6 +110,73 @@ def test_a_name_that_cannot_run_here_is_refused_before_any_work(bench: Bench) ->
         collect(bench.runner, [*bench.specs(), make_spec(trainer=foreign)])
 
 
+class Search:
+    """Asks for runs by the results so far: rounds of two, of which the second depends on the loss of the first."""
+
+    def __init__(self, bench: Bench, rounds: int) -> None:
+        self.bench, self.rounds = bench, rounds
+        self.ended: list[tuple[RunSpec, RunOutcome]] = []
+        self.asked = [make_spec(trainer=bench.trainer, peak_lr=2.0**-9, seed=seed) for seed in range(2)]
+
+    def more(self) -> list[RunSpec]:
+        """The next round when the last one has ended."""
+        if len(self.ended) < len(self.asked) or len(self.asked) == 2 * self.rounds:
+            return []
+        best = min((outcome.loss or 99.0, spec.training.peak_lr) for spec, outcome in self.ended)[1]
+        rates = (best * 2, best * 2**0.5)
+        new = [make_spec(trainer=self.bench.trainer, peak_lr=rate, seed=len(self.asked)) for rate in rates]
+        self.asked += new
+        return new
+
+    def run(self) -> None:
+        for spec, outcome in self.bench.runner.run(self.asked[:], ignore, more=self.more):
+            self.ended.append((spec, outcome))
+
+
+def test_runs_are_added_by_what_came_of_others(bench: Bench) -> None:
+    search = Search(bench, rounds=4)
+    search.run()
+    assert len(search.asked) == 8
+    ended = [spec.run_id for spec, _ in search.ended]
+    assert sorted(ended) == sorted(spec.run_id for spec in search.asked), "one outcome each"
+    assert all(outcome.status is RunStatus.COMPLETED for _, outcome in search.ended)
+    alone = collect(bench.runner, search.asked)
+    assert dict(zip(ended, (outcome for _, outcome in search.ended), strict=True)) == alone
+
+
+def test_more_is_asked_for_whenever_an_outcome_has_been_taken(bench: Bench) -> None:
+    specs, taken, heard = bench.specs(), [], []
+
+    def more() -> list[RunSpec]:
+        heard.append(len(taken))
+        return [make_spec(trainer=bench.trainer, peak_lr=2.0**-8, seed=9)] if len(taken) == len(specs) else []
+
+    for spec, _ in bench.runner.run(specs, ignore, more=more):
+        taken.append(spec.run_id)
+    assert heard == list(range(1, len(specs) + 2))
+    assert len(taken) == len(specs) + 1
+
+
+def test_a_search_that_raises_is_not_a_failed_run(bench: Bench) -> None:
+    def more() -> list[RunSpec]:
+        raise LookupError("the lease is lost")
+
+    with pytest.raises(LookupError, match="the lease is lost"):
+        list(bench.runner.run(bench.specs(), ignore, more=more))
+    assert len(collect(bench.runner, bench.specs())) == len(RATES)
+
+
+@pytest.mark.live
+def test_a_search_goes_on_in_the_next_experiment_when_one_is_full(
+    shared_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foretune.runners.raytune.CHUNK_RUNS", 3)
+    runner = make_runner(RunnerSection(kind="ray"), workspace=tmp_path)
+    search = Search(Bench(runner, "toy_trainers:train_toy", "ray"), rounds=4)
+    search.run()
+    assert sorted(spec.run_id for spec, _ in search.ended) == sorted(spec.run_id for spec in search.asked)
+
+
 @pytest.mark.live
 def test_ray_and_inline_measure_the_same(shared_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foretune.runners.raytune.CHUNK_RUNS", 4)  # also across the seam of two experiments

@@ -34,7 +34,8 @@ def make_study(
 def ask(
     training: dict[str, Any], space: dict[str, Any] | None = None, tokens: int | str = 102_400
 ) -> tuple[list[RunSpec], list[Skipped]]:
-    return ask_search(make_study(training, space, tokens), CORPUS)
+    asked = ask_search(make_study(training, space, tokens), CORPUS)
+    return list(asked.specs), list(asked.skipped)
 
 
 def resolve(**training: Any) -> TrainingSpec:
@@ -111,7 +112,7 @@ def test_an_absolute_final_rate_is_a_fraction_of_each_peak() -> None:
 def test_a_rate_below_the_final_one_is_skipped_with_the_reason() -> None:
     """The study cannot know the rates of single points or of a forecast; planning does."""
     study = make_study({"final_lr": 1e-3}, points=[{"scale": "w32", "peak_lr": 1e-4}])
-    _, skipped = ask_search(study, CORPUS)
+    skipped = ask_search(study, CORPUS).skipped
     assert [item.reason for item in skipped] == ["its final_lr 0.001 is above its peak_lr 0.0001"]
 
 

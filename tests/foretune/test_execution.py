@@ -21,7 +21,7 @@ from foretune.query import answer_study
 from foretune.records import CurvePoint, RunOutcome, RunSpec, RunStatus
 from foretune.resolution import resolve_corpus
 from foretune.runners import Note, Observer, Runner, make_runner
-from foretune.runners.interface import ignore_note
+from foretune.runners.interface import More, ask_nothing, ignore_note
 from foretune.sections import RunnerSection, SurfaceSection
 from foretune.space import Choice
 from foretune.study import Study, load_study
@@ -78,9 +78,9 @@ class Breaking:
         self._inner, self._outcomes = inner, outcomes
 
     def run(
-        self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note
+        self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note, more: More = ask_nothing
     ) -> Generator[tuple[RunSpec, RunOutcome]]:
-        for count, pair in enumerate(self._inner.run(specs, observe, note)):
+        for count, pair in enumerate(self._inner.run(specs, observe, note, more)):
             if count == self._outcomes:
                 raise RunnerInterruption("the executor broke down")
             yield pair
@@ -96,9 +96,9 @@ class Failing(Breaking):
     """A runner under which every run at one learning rate fails."""
 
     def run(
-        self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note
+        self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note, more: More = ask_nothing
     ) -> Generator[tuple[RunSpec, RunOutcome]]:
-        for spec, outcome in self._inner.run(specs, observe, note):
+        for spec, outcome in self._inner.run(specs, observe, note, more):
             bad = spec.training.peak_lr == 2**-6 and spec.role == "search"
             yield spec, RunOutcome(status=RunStatus.FAILED, reason="out of memory") if bad else outcome
 

@@ -9,8 +9,8 @@ import pytest
 
 from foretune.deriving import CorpusFacts
 from foretune.errors import InputError
-from foretune.planning import check_budget, plan_runs
-from foretune.records import RunSpec, RunStatus
+from foretune.planning import check_budget, find_obstacle, plan_runs
+from foretune.records import Phase, RunSpec, RunStatus
 from foretune.search import ask_search
 from foretune.search.verification import Centre, ask_verification, expect_verification
 from foretune.study import Study, read_study
@@ -31,7 +31,7 @@ def make_study(**changes: Any) -> Study:
 
 
 def ask(study: Study) -> list[RunSpec]:
-    return ask_search(study, CORPUS)[0]
+    return list(ask_search(study, CORPUS).specs)
 
 
 def test_grid_leaves_out_the_verification_scale() -> None:
@@ -68,7 +68,7 @@ def test_what_decides_the_result_changes_every_id(changes: dict[str, Any]) -> No
 def test_another_corpus_changes_every_id() -> None:
     other = CorpusFacts("changed", CORPUS.vocab_size, CORPUS.mixture, CORPUS.train_tokens)
     before = {spec.run_id for spec in ask(make_study())}
-    assert before.isdisjoint(spec.run_id for spec in ask_search(make_study(), other)[0])
+    assert before.isdisjoint(spec.run_id for spec in ask_search(make_study(), other).specs)
 
 
 def test_a_spec_survives_json() -> None:
@@ -103,13 +103,24 @@ def test_runs_of_a_cell_see_the_same_tokens_at_every_batch() -> None:
 def test_useless_runs_are_skipped_with_the_reason() -> None:
     scales = [{"name": "tiny", "width": 32, "tokens": 16_384}, {"name": "long", "width": 32, "tokens": 40_000_000}]
     study = make_study(scales=scales, verification={"scale": "tiny"}, search={"space": {"peak_lr": [0.001]}})
-    _, skipped = ask_search(study, CORPUS)
+    skipped = ask_search(study, CORPUS).skipped
     assert [item.reason for item in skipped] == [
         "10.0 epochs of the 1M tokens of domain docs (data.max_epochs is 4)",
     ]
     tiny, skipped_tiny = ask_verification(study, CORPUS, [Centre("mup", 0.001, 2048)])
     assert tiny == []
     assert {item.reason for item in skipped_tiny} == {"8 steps of 2048 tokens are fewer than 10"}
+
+
+def test_epochs_are_counted_under_every_mixture_of_a_run() -> None:
+    """A quarter of 12M tokens are 3 epochs of the 1M; with three quarters from the middle on, it is 6 of them."""
+    scales = [{"name": name, "width": 32, "tokens": 12_000_000} for name in ("w32", "w64")]
+    study = make_study(scales=scales, search={"space": {"peak_lr": [0.001]}}, verification={"scale": "w64"})
+    (spec,) = ask(study)
+    assert find_obstacle(spec, study, CORPUS) == ""
+    later = Phase(start_step=spec.training.steps // 2, mixture={"code": 0.25, "docs": 0.75})
+    obstacle = find_obstacle(spec.model_copy(update={"phases": (later,)}), study, CORPUS)
+    assert obstacle.startswith("6.0 epochs of the 1M tokens of domain docs")
 
 
 def test_horizon_in_tokens_per_parameter_counts_non_embedding_parameters() -> None:
@@ -279,6 +290,7 @@ def test_a_decay_that_keeps_the_signs_of_weights_is_planned(changes: dict[str, A
     ],
 )
 def test_phases_longer_than_the_run_are_skipped_by_their_keys(training: dict[str, Any], said: str) -> None:
-    specs, skipped = ask_search(make_study(training={"batch_tokens": 2048, **training}), CORPUS)
-    assert specs == []
+    asked = ask_search(make_study(training={"batch_tokens": 2048, **training}), CORPUS)
+    specs, skipped = asked.specs, asked.skipped
+    assert not specs
     assert {item.reason for item in skipped} == {said}

@@ -14,10 +14,10 @@ from foretune.ledger.tables import INTEGER_COLUMNS, NUMBER_COLUMNS
 from foretune.quantities import parse_quantity
 from foretune.records import RunStatus
 
-MAY_BE_ZERO = frozenset({"weight_decay", "wall_seconds", "seed", "spent_flops"})
+MAY_BE_ZERO = frozenset({"weight_decay", "wall_seconds", "seed", "spent_flops", "setting_changes"})
 """Numbers that need not be positive."""
 COUNTS = ("params_non_embedding", "params_total", "params_active")
-ALLOWED = {"role": ("search", "verification"), "status": tuple(RunStatus)}
+ALLOWED = {"role": ("search", "verification", "baseline", "soup"), "status": tuple(RunStatus)}
 """Columns with a vocabulary of their own."""
 
 

@@ -29,6 +29,8 @@ MEANINGS = {
     "spent_flops": "FLOPs that the run cost, less than compute_flops where a trunk was shared or it ended early",
     "pack_size": "runs trained together on the device",
     "instability": "verdict on the run's stability",
+    "horizon_tokens": "tokens that the learning-rate schedule was made for; more than tokens where a search stopped it",
+    "setting_changes": "how often settings changed along the run",
 }
 """Units and conventions, reported back for every column that was read under another name."""
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DomainValue = tuple[str, str, str, float]
-"""run_id, `mix` or `loss`, domain, value."""
+"""run_id, `mix`, `loss` or `learned`, domain (or name of a setting that was tuned), value."""
 
 CURVE_COLUMNS = ("run_id", "step", "tokens", "loss", "held_out", "lr")
 DIAGNOSIS_COLUMNS = ("run_id", *Diagnosis.model_fields)
@@ -30,11 +30,14 @@ def frame_runs(rows: Sequence[Mapping[str, Any]], domain_values: Iterable[Domain
 
 def frame_records(records: Sequence[RunRecord]) -> pd.DataFrame:
     """The same run table from records that are in no ledger."""
-    rows = [{**record.model_dump(exclude={"curve", "diagnoses", "spec"}), "attempts": 1} for record in records]
+    rows = [
+        {**record.model_dump(exclude={"curve", "diagnoses", "learned_path", "spec"}), "attempts": 1}
+        for record in records
+    ]
     values = [
         (record.run_id, kind, domain, value)
         for record in records
-        for kind, by_domain in (("mix", record.mix), ("loss", record.loss_by_domain))
+        for kind, by_domain in (("mix", record.mix), ("loss", record.loss_by_domain), ("learned", record.learned))
         for domain, value in by_domain.items()
     ]
     return frame_runs(rows, values)
@@ -76,7 +79,7 @@ def _make_column(name: str, values: list[Any]) -> pd.Series[Any]:
 
 
 def _pivot_domains(rows: Sequence[Mapping[str, Any]], values: Iterable[DomainValue]) -> dict[str, pd.Series[float]]:
-    """`mix/DOMAIN` columns, then `loss/DOMAIN` columns, each in the order of the names."""
+    """`learned/NAME`, `mix/DOMAIN` and then `loss/DOMAIN` columns, each in the order of the names."""
     import pandas as pd
 
     position = {row["run_id"]: index for index, row in enumerate(rows)}

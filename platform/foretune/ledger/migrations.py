@@ -38,7 +38,24 @@ def _add_packs_and_diagnoses(connection: sa.Connection) -> None:
     connection.exec_driver_sql("CREATE INDEX ix_gates_study ON gates (study)")
 
 
-MIGRATIONS: tuple[Migration, ...] = (_add_packs_and_diagnoses,)
+def _add_decisions(connection: sa.Connection) -> None:
+    """Version 3: runs that end before their schedule, change their settings or learn some, and what searches
+    decided."""
+    for column in ("horizon_tokens BIGINT", "setting_changes BIGINT"):
+        connection.exec_driver_sql(f"ALTER TABLE runs ADD COLUMN {column}")
+    connection.exec_driver_sql(
+        "CREATE TABLE decisions (study TEXT NOT NULL, fingerprint TEXT NOT NULL, number BIGINT NOT NULL, "
+        "kind TEXT NOT NULL, run_id TEXT NOT NULL, parent_run_id TEXT NOT NULL, details TEXT NOT NULL, "
+        "created_at TEXT NOT NULL, PRIMARY KEY (study, fingerprint, number))"
+    )
+    number = sa.Double().compile(dialect=connection.dialect)
+    connection.exec_driver_sql(
+        "CREATE TABLE learned_paths (run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE, "
+        f"step BIGINT NOT NULL, name TEXT NOT NULL, value {number} NOT NULL, PRIMARY KEY (run_id, step, name))"
+    )
+
+
+MIGRATIONS: tuple[Migration, ...] = (_add_packs_and_diagnoses, _add_decisions)
 """The first leads from version 1 to 2, and so on. A released one is never edited; tables.py has the newest schema."""
 
 

@@ -21,6 +21,7 @@ from foretune.ledger.tables import (
     diagnoses,
     domain_values,
     failures,
+    learned_paths,
     runs,
 )
 from foretune.records import CurvePoint, Diagnosis, RunRecord, RunStatus, hash_content
@@ -61,6 +62,7 @@ def _list_numbers(record: RunRecord) -> Iterator[tuple[str, float]]:
             yield name, value
     yield from ((f"mix/{domain}", share) for domain, share in record.mix.items())
     yield from ((f"loss/{domain}", loss) for domain, loss in record.loss_by_domain.items())
+    yield from ((f"learned/{name}", value) for name, value in record.learned.items())
     yield from ((f"lr of step {point.step}", point.lr) for point in record.curve)
 
 
@@ -90,8 +92,8 @@ def _same_attempt(row: sa.RowMapping, record: RunRecord) -> bool:
 
 def _insert(connection: Connection, record: RunRecord, *, attempts: int) -> None:
     run_id = record.run_id
-    connection.execute(runs.insert().values(_list_cells(record) | {"attempts": attempts}))
-    domains = [("mix", record.mix), ("loss", record.loss_by_domain)]
+    connection.execute(runs.insert(), _list_cells(record) | {"attempts": attempts})
+    domains = [("mix", record.mix), ("loss", record.loss_by_domain), ("learned", record.learned)]
     values = [
         {"run_id": run_id, "kind": kind, "domain": clean_text(domain), "value": value}
         for kind, by_domain in domains
@@ -103,9 +105,19 @@ def _insert(connection: Connection, record: RunRecord, *, attempts: int) -> None
     for table, series in ((curves, record.curve), (diagnoses, record.diagnoses)):
         if series:
             connection.execute(table.insert(), _number_rows(run_id, series))
+    if record.learned_path:
+        connection.execute(learned_paths.insert(), _list_learned(record))
     if record.status is RunStatus.FAILED:
         failure = {"run_id": run_id, "attempt": attempts, "reason": clean_text(record.reason), "failed_at": now()}
         connection.execute(failures.insert().values(failure))
+
+
+def _list_learned(record: RunRecord) -> list[dict[str, Any]]:
+    return [
+        {"run_id": record.run_id, "step": point.step, "name": clean_text(name), "value": value}
+        for point in record.learned_path
+        for name, value in point.values.items()
+    ]
 
 
 def _number_rows(run_id: str, series: Sequence[CurvePoint | Diagnosis]) -> list[dict[str, Any]]:
@@ -114,8 +126,12 @@ def _number_rows(run_id: str, series: Sequence[CurvePoint | Diagnosis]) -> list[
     return [{k: finite_or_none(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
 
 
+BESIDE = ("curve", "diagnoses", "mix", "loss_by_domain", "learned", "learned_path", "spec")
+"""Fields of a record that are no cells of its row."""
+
+
 def _list_cells(record: RunRecord) -> dict[str, Any]:
-    cells = record.model_dump(exclude={"curve", "diagnoses", "mix", "loss_by_domain", "spec"})
+    cells = record.model_dump(exclude=set(BESIDE))
     for name, value in cells.items():
         if isinstance(value, str):
             cells[name] = clean_text(value) or (None if runs.c[name].nullable else "")  # one way to be missing

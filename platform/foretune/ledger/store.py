@@ -26,6 +26,7 @@ from foretune.ledger.frames import (
     frame_gates,
     frame_runs,
 )
+from foretune.ledger.history import append_decisions, read_decisions, read_results
 from foretune.ledger.lease import Lease
 from foretune.ledger.opening import open_database
 from foretune.ledger.recording import Recorded, check_record, clean_text, now, to_json, write_record
@@ -41,7 +42,7 @@ from foretune.ledger.tables import (
     runs,
     studies,
 )
-from foretune.records import RunRecord, RunStatus
+from foretune.records import Decision, Result, RunRecord, RunStatus
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,12 +147,12 @@ class Ledger:
             text = _last_snapshot(connection, name)
         return None if text is None else dict(json.loads(text))
 
-    def enroll(self, study: str, asked: Iterable[tuple[str, str, str]]) -> None:
+    def enroll(self, study: str, asked: Iterable[tuple[str, str, str]], *, lease: Lease | None = None) -> None:
         """Say which runs (run_id, scale, role) a study is made of; known ones get the scale and role given now.
 
         Runs of these roles that an earlier launch planned and that are not asked for now leave the study if they never
         ran; if they did, they stay with the role `retired`, so that no fit takes them for runs of the study as it is.
-        Imported runs are not touched.
+        Imported runs are not touched. With a lease, LeaseLost is raised when another driver has taken the study over.
         """
         rows = {
             run_id: {"study": study, "run_id": run_id, "scale": scale, "role": role} for run_id, scale, role in asked
@@ -159,6 +160,8 @@ class Ledger:
         roles = {row["role"] for row in rows.values()}
 
         def replace(connection: Connection) -> None:
+            if lease is not None:
+                lease.check(connection)
             for ids in _batch(_list_dropped(connection, study, roles, rows)):
                 dropped = sa.and_(members.c.study == study, members.c.run_id.in_(ids))
                 never_ran = members.c.run_id.not_in(sa.select(runs.c.run_id))
@@ -240,6 +243,28 @@ class Ledger:
                 found |= {run_id: RunStatus(status) for run_id, status in connection.execute(query)}
         return found
 
+    def results(self, run_ids: Iterable[str]) -> list[Result]:
+        """What a search may know of each of these runs that has a result, oldest first."""
+        found: list[tuple[str, Result]] = []
+        with self._database.read() as connection:
+            for ids in _batch(list(run_ids)):
+                found += read_results(connection, ids)
+        return [result for _, result in sorted(found, key=lambda item: (item[0], item[1].run_id))]
+
+    def append_decisions(self, study: str, fingerprint: str, asked: Sequence[Decision], *, lease: Lease) -> None:
+        """Write down what a search has decided, the new part of it; raises InputError where it contradicts the old."""
+
+        def append(connection: Connection) -> None:
+            lease.check(connection)
+            append_decisions(connection, study, fingerprint, asked)
+
+        self._database.write(append)
+
+    def decisions(self, study: str, fingerprint: str = "") -> list[Decision]:
+        """What a search has decided, in order; without a fingerprint the study's latest search."""
+        with self._database.read() as connection:
+            return read_decisions(connection, study, fingerprint)
+
     def spec(self, run_id: str) -> dict[str, Any] | None:
         """What a run trained, resolved, as it was hashed into its id; None for imported and unknown runs."""
         with self._database.read() as connection:
@@ -247,8 +272,8 @@ class Ledger:
         return None if text is None else dict(json.loads(text))
 
     def failures(self, study: str) -> list[Failure]:
-        """The runs of a study that stand as failed, each with its last reason."""
-        query = _select_runs(study, failures).where(runs.c.status == RunStatus.FAILED.value)
+        """The runs that a study asks for and that stand as failed, each with its last reason."""
+        query = _select_runs(study, failures).where(runs.c.status == RunStatus.FAILED.value, members.c.role != RETIRED)
         query = query.join(failures, (failures.c.run_id == runs.c.run_id) & (failures.c.attempt == runs.c.attempts))
         with self._database.read() as connection:
             _require_study(connection, study)

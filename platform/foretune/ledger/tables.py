@@ -78,6 +78,8 @@ runs = sa.Table(
     _number("spent_flops"),
     _integer("pack_size"),
     _text("instability"),
+    _integer("horizon_tokens"),
+    _integer("setting_changes"),
     _text("spec"),
 )
 """The run table: one row per run, whatever the number of studies that use it."""
@@ -90,7 +92,8 @@ domain_values = sa.Table(
     _text("domain", primary_key=True),
     sa.Column("value", sa.Double, nullable=False),
 )
-"""Per run and domain: `mix`, the share of training sequences, and `loss`, the held-out loss."""
+"""Per run and domain: `mix`, the share of training sequences, `loss`, the held-out loss, and `learned`, the share that
+a run learned; settings that a run tuned are `learned` under their own name."""
 
 curves = sa.Table(
     "curves",
@@ -104,6 +107,16 @@ curves = sa.Table(
     sa.Column("lr", sa.Double, nullable=False),
 )
 """The curve of a run; `position` keeps the order in which the trainer reported, also where it repeated a step."""
+
+learned_paths = sa.Table(
+    "learned_paths",
+    metadata,
+    sa.Column("run_id", sa.Text, sa.ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("step", sa.BigInteger, primary_key=True, autoincrement=False),
+    _text("name", primary_key=True),
+    sa.Column("value", sa.Double, nullable=False),
+)
+"""What a run had learned after so many steps; `learned` of `domain_values` is what it came to."""
 
 diagnoses = sa.Table(
     "diagnoses",
@@ -176,6 +189,20 @@ gates = sa.Table(
     _text("created_at", nullable=False),
 )
 """Verdicts on whether settings may be carried across sizes; of each kind the last row of a parametrization is valid."""
+
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    _text("study", primary_key=True),
+    _text("fingerprint", primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    _text("kind", nullable=False),
+    _text("run_id", nullable=False),
+    _text("parent_run_id", nullable=False),
+    _text("details", nullable=False),
+    _text("created_at", nullable=False),
+)
+"""What a search decided, in order and for ever: which run was asked for, from whose state it goes on, and why."""
 
 leases = sa.Table(
     "leases",

@@ -1,38 +1,66 @@
-"""What passes between the parts: RunSpec (what to train), RunOutcome (what came of it), RunRecord (a table row)."""
+"""What passes between the parts: RunSpec (what to train), RunOutcome (what came of it), RunRecord (a table row),
+Decision and Result (what a search goes by)."""
 
 from foretune.records.frozen import Frozen
 from foretune.records.hashing import PROXY_TRAINER, hash_content, hash_file, hash_module, trainer_of
-from foretune.records.outcomes import CurvePoint, Diagnosis, RunOutcome, RunRecord, RunStatus, record_outcome
+from foretune.records.history import Decision, Result, result_of
+from foretune.records.outcomes import (
+    CurvePoint,
+    Diagnosis,
+    LearnedPoint,
+    RunOutcome,
+    RunRecord,
+    RunStatus,
+    record_outcome,
+)
 from foretune.records.specs import (
+    CHANGEABLE,
     CausalLMSpec,
+    Changeable,
     DataSpec,
     DecoderSpec,
     ExpertsSpec,
+    MixtureLearningSpec,
     ModelSpec,
+    Phase,
     RampPhase,
+    ReferenceSpec,
+    Role,
     RunSpec,
+    SelfTuningSpec,
     TrainingSpec,
 )
 
 __all__ = [
+    "CHANGEABLE",
     "PROXY_TRAINER",
     "CausalLMSpec",
+    "Changeable",
     "CurvePoint",
     "DataSpec",
+    "Decision",
     "DecoderSpec",
     "Diagnosis",
     "ExpertsSpec",
     "Frozen",
+    "LearnedPoint",
+    "MixtureLearningSpec",
     "ModelSpec",
+    "Phase",
     "RampPhase",
+    "ReferenceSpec",
+    "Result",
+    "Role",
     "RunOutcome",
     "RunRecord",
     "RunSpec",
     "RunStatus",
+    "SelfTuningSpec",
     "TrainingSpec",
     "hash_content",
     "hash_file",
     "hash_module",
     "record_outcome",
+    "result_of",
     "trainer_of",
 ]

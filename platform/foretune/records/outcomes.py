@@ -64,6 +64,15 @@ class Diagnosis(Frozen):
     """Share of the weights of hidden matrices at which Adam's sqrt(v) is below its eps (Molybog et al. 2023)."""
 
 
+class LearnedPoint(Frozen):
+    """What a run had learned so far."""
+
+    step: int
+    """Optimizer steps done."""
+    values: dict[str, float]
+    """By name: the share of each domain, or settings in their own unit."""
+
+
 class RunOutcome(Frozen):
     """What a trainer returns."""
 
@@ -93,12 +102,19 @@ class RunOutcome(Frozen):
     """FLOPs that this run cost: less than `compute_flops` where a trunk was shared or the run ended early."""
     pack_size: int = 1
     """Runs that were trained together on the device."""
+    learned: dict[str, float] = Field(default_factory=dict)
+    """What the run learned besides its weights, the mean over its second half: the share of each domain where it
+    learned its mixture, the settings that it tuned; empty for others."""
+    learned_path: tuple[LearnedPoint, ...] = ()
+    """How that moved."""
 
 
 class RunRecord(Frozen):
     """A row of the run table, with its curve and diagnoses. Imported rows have no spec and may leave columns empty.
 
-    `tokens` is the horizon that the run was planned for, `tokens_trained` how far it came: less where it diverged.
+    `tokens` is what the run was to train on, `tokens_trained` how far it came: less where it diverged.
+    `horizon_tokens` is what its schedule was made for: more than `tokens` where it was to end before. `setting_changes`
+    counts its phases.
     """
 
     run_id: str
@@ -137,17 +153,21 @@ class RunRecord(Frozen):
     spent_flops: float | None = None
     pack_size: int | None = None
     instability: str | None = None
+    horizon_tokens: int | None = None
+    setting_changes: int | None = None
     created_at: str = ""
     mix: dict[str, float] = Field(default_factory=dict)
     loss_by_domain: dict[str, float] = Field(default_factory=dict)
     spec: dict[str, Any] | None = None
     curve: tuple[CurvePoint, ...] = ()
     diagnoses: tuple[Diagnosis, ...] = ()
+    learned: dict[str, float] = Field(default_factory=dict)
+    learned_path: tuple[LearnedPoint, ...] = ()
 
 
 def record_outcome(spec: RunSpec, outcome: RunOutcome) -> RunRecord:
-    """The row of the run table for an executed run."""
-    shape, training = spec.model.shape, spec.training
+    """The row of the run table for an executed run; of settings that changed on its way, those at its end."""
+    shape, training = spec.model.shape, spec.training_at(spec.last_step - 1)
     nats_per_bit = math.log(2)
     ratio = outcome.bytes_per_token
     return RunRecord(
@@ -163,12 +183,13 @@ def record_outcome(spec: RunSpec, outcome: RunOutcome) -> RunRecord:
         params_active=shape.params_active,
         width=spec.model.width,
         depth=spec.model.depth,
-        tokens=training.tokens,
+        parent_run_id=spec.parent_run_id or None,
+        tokens=spec.tokens,
         compute_flops=float(spec.compute_flops),
         seq_len=spec.data.seq_len,
         batch_tokens=training.batch_tokens,
         batch_sequences=training.batch_tokens / spec.data.seq_len,
-        steps=training.steps,
+        steps=spec.last_step,
         peak_lr=training.peak_lr,
         weight_decay=training.weight_decay,
         optimizer=training.optimizer,
@@ -184,10 +205,14 @@ def record_outcome(spec: RunSpec, outcome: RunOutcome) -> RunRecord:
         spent_flops=outcome.spent_flops,
         pack_size=outcome.pack_size,
         instability=outcome.instability,
+        horizon_tokens=training.tokens,
+        setting_changes=len(spec.phases),
         created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        mix=spec.data.mixture,
+        mix=spec.mixture_at(spec.last_step - 1),
         loss_by_domain=outcome.loss_by_domain,
         spec=spec.content(),
         curve=outcome.curve,
         diagnoses=outcome.diagnoses,
+        learned=outcome.learned,
+        learned_path=outcome.learned_path,
     )

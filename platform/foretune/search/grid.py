@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 from foretune.deriving import CorpusFacts, resolve_run
 from foretune.planning import Skipped, check_counts, find_obstacle
-from foretune.records import RunSpec
+from foretune.search.interface import Asked, History, Strategy
+from foretune.search.sampling import count_grid, find_grid_problems, find_mixture_problems, list_grid, list_rungs
 from foretune.study import Study
 
 
-def ask_grid(study: Study, corpus: CorpusFacts) -> tuple[list[RunSpec], list[Skipped]]:
-    """All runs of the grid, and those that would be of no use with the reason."""
-    held_out = study.verification.scale if study.verification else ""
-    scales = [scale for scale in study.scales if scale.name != held_out]
-    axes = {key: study.search.axis(key) for key in study.search.space}
-    check_counts(study, len(scales) * math.prod(len(values) for values in axes.values()))
-    specs, skipped = [], []
-    for scale, values in itertools.product(scales, itertools.product(*axes.values())):
-        point = dict(zip(axes, values, strict=True))
-        spec = resolve_run(study, scale, point, corpus)
-        if obstacle := find_obstacle(spec, study, corpus):
-            skipped.append(Skipped(scale.name, point, obstacle))
-        else:
-            specs.append(spec)
-    return specs, skipped
+class Grid(Strategy):
+    """All runs of the grid at once."""
+
+    def find_problems(self, study: Study, corpus: CorpusFacts) -> list[str]:
+        """Dimensions without a grid."""
+        return [*find_grid_problems(study.search), *find_mixture_problems(study.search, list(corpus.mixture))]
+
+    def ask(self, study: Study, corpus: CorpusFacts, history: History) -> Asked:
+        """All runs of the grid, and those that would be of no use with the reason."""
+        rungs = list_rungs(study)
+        check_counts(study, len(rungs) * count_grid(study.search))
+        specs, skipped = [], []
+        for scale, point in itertools.product(rungs, list_grid(study.search, list(corpus.mixture))):
+            spec = resolve_run(study, scale, point, corpus)
+            if obstacle := find_obstacle(spec, study, corpus):
+                skipped.append(Skipped(scale.name, point, obstacle))
+            else:
+                specs.append(spec)
+        return Asked(tuple(specs), tuple(skipped))

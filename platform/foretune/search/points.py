@@ -6,7 +6,16 @@ from foretune.deriving import CorpusFacts, nearest_batch, resolve_horizon, resol
 from foretune.errors import InputError
 from foretune.planning import Skipped, find_obstacle
 from foretune.records import RunSpec
+from foretune.search.interface import Asked, History, Strategy
 from foretune.study import Study
+
+
+class Points(Strategy):
+    """Only the runs that are named one by one, which every other strategy has beside its own."""
+
+    def ask(self, study: Study, corpus: CorpusFacts, history: History) -> Asked:
+        """None of its own; see `ask_points`."""
+        return Asked(())
 
 
 def ask_points(study: Study, corpus: CorpusFacts) -> tuple[list[RunSpec], list[Skipped]]:

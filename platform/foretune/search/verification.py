@@ -9,7 +9,9 @@ from typing import Any
 from foretune.deriving import CorpusFacts, resolve_run
 from foretune.planning import Skipped, find_obstacle
 from foretune.records import RunSpec
+from foretune.settings import LR_RANGE
 from foretune.study import Study
+from foretune.variation import list_rates
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ def ask_verification(
     seeds = study.search.axis("seed") or (study.study.seed,)
     specs, skipped = [], []
     for point in [{**point, "seed": seed} for centre in centres for point in _points(study, centre) for seed in seeds]:
-        spec = resolve_run(study, scale, point, corpus, verification=True)
+        spec = resolve_run(study, scale, point, corpus, role="verification")
         if obstacle := find_obstacle(spec, study, corpus):
             skipped.append(Skipped(scale.name, point, obstacle))
         else:
@@ -46,9 +48,7 @@ def expect_verification(study: Study, corpus: CorpusFacts) -> list[RunSpec]:
     if study.verification is None:
         return []
     branches = study.search.axis("parametrization") or (study.proxy.parametrization,)
-    rates = study.search.axis("peak_lr") or (study.training.peak_lr,)
-    stand_in = rates[0]
-    assert stand_in is not None, "Study checks that a learning rate is given"
+    stand_in = (list_rates(study) or LR_RANGE)[0]  # the cost does not depend on it, so any does where a rule gives it
     centres = [Centre(str(branch), stand_in, study.training.batch_tokens) for branch in branches]
     return ask_verification(study, corpus, centres)[0]
 

@@ -36,7 +36,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "header alone": (lambda path: path.write_bytes(b"SQLite format 3\0"), "no SQLite database"),
     "folder": (Path.mkdir, r"is a folder; name a file in it, for example .*foretune\.db"),
     "other program": (make_other_database, r"a database of another program \(application_id 0\)"),
-    "newer": (make_newer, "schema 99 was written by a newer foretune, this one knows up to 2; upgrade with"),
+    "newer": (make_newer, "schema 99 was written by a newer foretune, this one knows up to 3; upgrade with"),
 }
 
 
@@ -227,13 +227,13 @@ def old(tmp_path: Path) -> Path:
 def test_an_older_schema_is_upgraded_on_a_write_after_a_backup(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     released = migrations.MIGRATIONS
     monkeypatch.setattr(migrations, "MIGRATIONS", (*released, add_column))
-    with pytest.raises(InputError, match="schema 2 is older than 3; `foretune run` or `foretune import` upgrades it"):
+    with pytest.raises(InputError, match="schema 3 is older than 4; `foretune run` or `foretune import` upgrades it"):
         open_ledger(old)
     with open_ledger(old, create=True) as ledger:
         (note,) = ledger.notes
         assert len(ledger.runs()) == 1
     (backup,) = old.parent.glob("*.backup")
-    assert f"upgraded from schema 2 to 3; the old one is kept as {backup}" in note
+    assert f"upgraded from schema 3 to 4; the old one is kept as {backup}" in note
     with open_ledger(old, create=True) as ledger:
         assert ledger.notes == ()
     monkeypatch.setattr(migrations, "MIGRATIONS", released)

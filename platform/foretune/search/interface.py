@@ -1,0 +1,141 @@
+"""What every search strategy promises: it asks for runs, as a pure function of what the ledger holds.
+
+A strategy keeps nothing between two calls. What it decided comes back to it as decisions, what came of the runs as
+results; from both it makes the same runs again, and decides what is new. A driver that was killed therefore goes on by
+asking again, and a library that proposes other points in its next version changes nothing that was decided.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from foretune.deriving import CorpusFacts
+from foretune.planning import Skipped
+from foretune.records import Decision, Result, RunSpec, RunStatus, hash_content, trainer_of
+from foretune.study import Study
+
+EXTENDABLE = ("runs", "points", "batch", "synchronous", "baselines", "soup", "replay")
+"""Keys of `[search]` that may change while a search goes on: more runs of it, or others beside it."""
+IDENTITY = ("proxy", "scales", "training")
+"""Tables of a study that decide what a search is about, beside `[search]`."""
+
+
+@dataclass(frozen=True)
+class History:
+    """What a search goes by."""
+
+    results: Mapping[str, Result] = field(default_factory=dict)
+    """Runs that have ended, by id, in the order in which they did; failed ones only if they are not tried again."""
+    decisions: tuple[Decision, ...] = ()
+    """What it has decided before, in order."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a search asks for."""
+
+    specs: tuple[RunSpec, ...]
+    """Every run so far, done or not, but for failed ones that a decision has gone past."""
+    skipped: tuple[Skipped, ...] = ()
+    """What the space holds and will not be run, with the reason."""
+    decisions: tuple[Decision, ...] = ()
+    """Every decision so far, those of the history first."""
+    retained: frozenset[str] = frozenset()
+    """Runs whose final state may still be gone on from."""
+    finished: bool = True
+    """Whether nothing more will be asked for when these runs have ended."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a search has found."""
+
+    sentence: str
+    """The finding in a sentence or two, with its uncertainty."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The settings to use; `mixture` as shares per domain."""
+    tables: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Rows by title."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Plain data behind the figures, by the name of the figure."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings as plain data that is strict JSON: numbers that are not finite are null."""
+        plain: dict[str, Any] = drop_infinities(asdict(self))
+        return plain
+
+
+class Strategy(ABC):
+    """Which runs next? A file each; instances hold no state."""
+
+    @abstractmethod
+    def ask(self, study: Study, corpus: CorpusFacts, history: History) -> Asked:
+        """Every run that should exist by now; called again after every result until it is finished."""
+
+    def find_problems(self, study: Study, corpus: CorpusFacts) -> list[str]:
+        """What is wrong with the study for this strategy: key, rule, value, what to try."""
+        return []
+
+    def expect(self, study: Study, corpus: CorpusFacts) -> list[RunSpec]:
+        """Runs that cost what all runs of the search will cost, though their settings are still unknown."""
+        return list(self.ask(study, corpus, History()).specs)
+
+    def conclude(self, study: Study, corpus: CorpusFacts, history: History) -> Findings | None:
+        """What the runs so far have shown; None where the laws fitted to them say it all, or nothing can be said."""
+        return None
+
+
+def score(result: Result, objective: Mapping[str, float]) -> float:
+    """What is minimised: the loss, or the weighted sum of held-out losses per domain; infinite without a loss.
+
+    Raises KeyError where a weighted domain was not evaluated.
+    """
+    if result.status is not RunStatus.COMPLETED or result.loss is None:
+        return math.inf
+    if not objective:
+        return result.loss
+    return sum(weight * result.loss_by_domain[domain] for domain, weight in objective.items())
+
+
+def fingerprint_search(study: Study, corpus: CorpusFacts) -> str:
+    """16 hex digits that tell one search from another: what may be extended is not in it, nor what is at its default,
+    so that a later version with more keys goes on with it."""
+    plain = study.model_dump(mode="json", exclude_defaults=True)
+    identity = {name: plain[name] for name in IDENTITY}
+    identity["search"] = {key: value for key, value in plain["search"].items() if key not in EXTENDABLE}
+    identity["search"]["space"] = {key: value for key, value in plain["search"]["space"].items() if key != "seed"}
+    identity["data"] = {key: value for key, value in plain.get("data", {}).items() if key != "domains"}
+    identity |= {
+        "seed": study.study.seed,
+        "corpus": corpus.digest,
+        "target": plain.get("target"),
+        "trainer": trainer_of(study.trainable, study.runner),
+    }
+    return hash_content(identity)[:16]
+
+
+def make_rng(study: Study, *parts: object) -> np.random.Generator:
+    """Random numbers that depend on the study's seed and on what they are for, and on nothing else."""
+    digest = hash_content([study.study.seed, *(str(part) for part in parts)])
+    return np.random.Generator(np.random.Philox(key=int(digest[:32], 16)))
+
+
+def number_decisions(known: Sequence[Decision], new: Sequence[Decision]) -> tuple[Decision, ...]:
+    """The known decisions and the new ones behind them, numbered on."""
+    first = len(known)
+    return (*known, *(item.model_copy(update={"number": first + place}) for place, item in enumerate(new)))
+
+
+def drop_infinities(value: Any) -> Any:
+    """Plain data without numbers that JSON does not have: they become None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): drop_infinities(item) for key, item in value.items()}
+    return [drop_infinities(item) for item in value] if isinstance(value, list | tuple) else value
