@@ -1,4 +1,4 @@
-"""AdamW and NAdamW of stacked members."""
+"""AdamW of stacked members, and two ways to give it Nesterov momentum."""
 
 from __future__ import annotations
 
@@ -145,7 +145,17 @@ class AdamW(Adam):
         return self._views[member]
 
 
-class NAdamW(Adam):
+class Nesterov(Adam):
+    """AdamW whose step looks ahead: it mixes the first moment with the gradient itself."""
+
+    def update(self, part: slice, gradients: Tensor, rates: Rates) -> None:
+        """w <- (1 - lr weight_decay) w - lr (a m + b g) / (sqrt(v) + eps)."""
+        first, root = self.update_moments(part, gradients, rates)
+        direction = torch.addcmul(first * rates["moment"], gradients, rates["gradient"])
+        self.descend(part, direction.div_(root), rates)
+
+
+class NAdamW(Nesterov):
     """AdamW with Nesterov momentum (Dozat 2016), as torch.optim.NAdam with decoupled weight decay.
 
     The momentum rises to beta1 as mu_t = beta1 (1 - 0.96^(0.004 t) / 2).
@@ -170,16 +180,27 @@ class NAdamW(Adam):
             "gradient": (1 - now) / unfinished,
         }
 
-    def update(self, part: slice, gradients: Tensor, rates: Rates) -> None:
-        """w <- (1 - lr weight_decay) w - lr (a m + b g) / (sqrt(v) + eps)."""
-        first, root = self.update_moments(part, gradients, rates)
-        direction = torch.addcmul(first * rates["moment"], gradients, rates["gradient"])
-        self.descend(part, direction.div_(root), rates)
-
     def _momentum(self, ahead: int) -> Tensor:
         """mu of this step or of one ahead, [K, 1] float64."""
         steps = self.steps_begun() + ahead
         return self.settings["beta1"] * (1 - NADAM_BASE ** (NADAM_MOMENTUM_DECAY * steps) / 2)
+
+
+class ConstantNAdamW(Nesterov):
+    """NAdamW with the momentum held at beta1 (Choi et al. 2019, arXiv 1910.05446, table 1), as the AlgoPerf baselines.
+
+    The direction is (beta1 m + (1 - beta1) g) / (1 - beta1^t): settings of AlgoPerf's NadamW are for this one.
+    """
+
+    def choose_rates(self, lr: Tensor, applied: Tensor) -> dict[str, Tensor]:
+        """The rates of the first moment and of the gradient itself over the same root."""
+        beta1 = self.settings["beta1"]
+        return {
+            **super().choose_rates(lr, applied),
+            "lr": lr * self.second_correction() / (1 - beta1 ** self.steps_begun()),
+            "moment": beta1,
+            "gradient": 1 - beta1,
+        }
 
 
 def _group_columns(slots: Sequence[Slot], rules: Mapping[str, GroupRule]) -> dict[_Multipliers, list[slice]]:

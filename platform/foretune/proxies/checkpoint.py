@@ -47,11 +47,20 @@ class CheckpointFolder:
             shutil.rmtree(draft, ignore_errors=True)  # what is published has another name
         self._prune()
 
-    def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The newest state that verifies, or None; what does not verify is left out with a logged reason."""
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no checkpoint, not even one that does not verify."""
+        return not self._list()
+
+    def load(self, device: torch.device, step: int | None = None) -> dict[str, Any] | None:
+        """The newest state that verifies, or None; what does not verify is left out with a logged reason.
+
+        With `step`, only the state after so many steps will do.
+        """
         for checkpoint in reversed(self._list()):
             try:
-                return self._read(checkpoint, device)
+                if step in (None, self._read_manifest(checkpoint)["step"]):
+                    return self._read(checkpoint, device)
             except Exception as error:  # whatever is wrong with it, an older one may be right
                 _log.warning("checkpoint %s not used: %s", checkpoint, error)
         return None
@@ -66,13 +75,17 @@ class CheckpointFolder:
             _flush(file.fileno(), file)
 
     def _read(self, checkpoint: Path, device: torch.device) -> dict[str, Any]:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        if manifest["run_id"] != self.run_id:
-            raise ValueError(f"it belongs to run {manifest['run_id']}, this is {self.run_id}")
+        manifest = self._read_manifest(checkpoint)
         if manifest["sha256"] != _hash_file(checkpoint / STATE):
             raise ValueError("its bytes have changed since it was written")
         state: dict[str, Any] = torch.load(checkpoint / STATE, map_location=device, weights_only=True)
         return state
+
+    def _read_manifest(self, checkpoint: Path) -> dict[str, Any]:
+        manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text())
+        if manifest["run_id"] != self.run_id:
+            raise ValueError(f"it belongs to run {manifest['run_id']}, this is {self.run_id}")
+        return manifest
 
     def _list(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))

@@ -61,7 +61,9 @@ def _measure_pack(specs: Sequence[RunSpec], steps: int) -> Coordinates:
     data = specs[0].data
     corpus = open_corpus(data.section, data.corpus_digest)
     stepper = Stepper(specs, corpus, choose_device(), compiled=False)
-    streams = [BatchStream(corpus, spec.data.mixture, data.seq_len, spec.seed) for spec in specs]
+    streams = [
+        BatchStream(corpus, spec.data.mixture, data.seq_len, spec.seed, spec.data.unique_tokens) for spec in specs
+    ]
     batch = torch.from_numpy(np.stack([stream.sequences(0, SEQUENCES) for stream in streams])).to(stepper.device)
     watch = _Watch(stepper, batch)
     for _ in range(steps):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foretune.parametrization import choose_multipliers, choose_rules
+from foretune.proxies.dropout import Dropout
 from foretune.proxies.experts import Experts
 from foretune.proxies.layers import Attention, FeedForward, RMSNorm, Rotary, StackedEmbedding, StackedLinear
 from foretune.records import DecoderSpec
@@ -19,9 +20,11 @@ from foretune.records import DecoderSpec
 class Block(nn.Module):
     """Attention, then feed-forward, each on the normed stream and added to it."""
 
-    def __init__(self, model: DecoderSpec, members: int) -> None:
-        """One block of the stack."""
+    def __init__(self, model: DecoderSpec, members: int, number: int, dropout: Dropout) -> None:
+        """Block `number` of the stack, which shares its `dropout`."""
         super().__init__()
+        self.number = number
+        self.dropout = dropout
         self.residual = choose_multipliers(model).residual
         self.attention_norm = RMSNorm(members, model.width)
         self.attention = Attention(model, members)
@@ -31,7 +34,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """K B T D to K B T D."""
         x = self._add(x, self.attention(self.attention_norm(x), rotary))
-        return self._add(x, self.feed_forward(self.feed_forward_norm(x)))
+        return self._add(x, self.dropout(self.feed_forward(self.feed_forward_norm(x)), self.number))
 
     def _add(self, x: Tensor, branch: Tensor) -> Tensor:
         return x + branch if self.residual == 1 else torch.add(x, branch, alpha=self.residual)
@@ -48,7 +51,8 @@ class Decoder(nn.Module):
         self.logit_scale = choose_multipliers(model).logits
         self.embedding = StackedEmbedding(members, model.vocab_size, model.width)
         self.rotary = Rotary(model.head_size, seq_len, model.rope_base)
-        self.blocks = nn.ModuleList(Block(model, members) for _ in range(model.depth))
+        self.dropout = Dropout(members)
+        self.blocks = nn.ModuleList(Block(model, members, number, self.dropout) for number in range(model.depth))
         self.norm = RMSNorm(members, model.width)
         self.head = StackedLinear(members, model.width, model.vocab_size)
         if model.tied_head:
@@ -70,7 +74,7 @@ class Decoder(nn.Module):
     def initialise(self, member: int, seed: int) -> None:
         """Give a member the initial weights of a seed: the same on every device, whoever is beside it."""
         generator = torch.Generator().manual_seed(seed)
-        groups, parameters = self.groups(), dict(self.named_parameters())
+        groups, parameters = Decoder.groups(self), dict(self.named_parameters())  # a subclass draws what it adds itself
         for rule in choose_rules(self.spec):
             for parameter in (parameters[name] for name in parameters if groups[name] == rule.name):
                 row = parameter[member]
@@ -94,8 +98,16 @@ class Decoder(nn.Module):
 
 def measure_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of every member, nats per token: logits K B T V and the tokens that follow, K B T, to K."""
-    losses = F.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), reduction="none")
-    return losses.view(len(logits), -1).mean(dim=1)
+    return _measure_tokens(logits, targets).view(len(logits), -1).mean(dim=1)
+
+
+def measure_sequences(logits: Tensor, targets: Tensor) -> Tensor:
+    """The same of every sequence, K B."""
+    return _measure_tokens(logits, targets).view(targets.shape).mean(dim=2)
+
+
+def _measure_tokens(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), reduction="none")
 
 
 def _build_feed_forward(model: DecoderSpec, members: int) -> nn.Module:

@@ -49,6 +49,10 @@ class StackedOptimizer(ABC):
         """Keep or duplicate members, in this order, as `StackedState.take` does with their weights."""
 
     @abstractmethod
+    def retune(self, training: Sequence[TrainingSpec]) -> None:
+        """Train on with these settings, one specification a member; moments and counts stay as they are."""
+
+    @abstractmethod
     def state_of(self, member: int) -> dict[str, Tensor]:
         """What one member has beside its weights, for a checkpoint; copies."""
 
@@ -79,8 +83,7 @@ class ElementwiseOptimizer(StackedOptimizer):
         self.buffers = {name: torch.zeros_like(state.weights) for name in self.buffer_names}
         self.member_buffers: dict[str, Tensor] = {}
         self.settings = {
-            name: torch.tensor([[getattr(spec, name)] for spec in training], dtype=torch.float64, device=device)
-            for name in (*self.setting_names, "weight_decay")
+            name: column.to(device) for name, column in _read_settings(training, self._named_settings()).items()
         }
         self.lr_multipliers = spread_multipliers(state, rules, lambda rule: rule.lr_multiplier)
         self.decay_multipliers = spread_multipliers(
@@ -106,6 +109,11 @@ class ElementwiseOptimizer(StackedOptimizer):
         self.member_buffers = {name: column[rows] for name, column in self.member_buffers.items()}
         self.settings = {name: column[rows] for name, column in self.settings.items()}
         self._chunks = self._choose_chunks()
+
+    def retune(self, training: Sequence[TrainingSpec]) -> None:
+        """See StackedOptimizer. In place, for what is compiled."""
+        for name, column in _read_settings(training, self._named_settings()).items():
+            self.settings[name].copy_(column)
 
     def state_of(self, member: int) -> dict[str, Tensor]:
         """See StackedOptimizer."""
@@ -159,6 +167,9 @@ class ElementwiseOptimizer(StackedOptimizer):
             for first in range(part.start, part.stop, width)
         ]
 
+    def _named_settings(self) -> tuple[str, ...]:
+        return (*self.setting_names, "weight_decay")
+
     def _member_tensors(self) -> dict[str, Tensor]:
         return {**self.buffers, **self.member_buffers, "steps": self.steps}
 
@@ -200,6 +211,11 @@ class SGD(ElementwiseOptimizer):
         momentum = self.buffers["momentum"][:, part]
         momentum.mul_(rates["momentum"]).add_(gradients)
         self.descend(part, momentum, rates)
+
+
+def _read_settings(training: Sequence[TrainingSpec], names: Sequence[str]) -> dict[str, Tensor]:
+    """Settings of all members by name, [K, 1] float64."""
+    return {name: torch.tensor([[getattr(spec, name)] for spec in training], dtype=torch.float64) for name in names}
 
 
 def spread_multipliers(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,28 +19,46 @@ from foretune.corpora import BatchStream, Corpus
 from foretune.records import RunSpec
 
 
+class StreamName(NamedTuple):
+    """What decides which sequences a run sees: runs that agree in it share their batches."""
+
+    seed: int
+    """Seed of the run."""
+    unique_tokens: tuple[tuple[str, int], ...]
+    """Domains of which it may see a part only, sorted."""
+    mixtures: tuple[tuple[int, tuple[tuple[str, float], ...]], ...]
+    """The mixtures up to this one, each with the number of its first sequence; shares by domain, sorted."""
+
+
 @dataclass(frozen=True)
 class Order:
     """The batch that one member wants: sequences `first`, `first` + 1, ... of its stream."""
 
-    stream: tuple[object, ...]
-    """What the stream depends on; see `name_stream`."""
+    stream: StreamName
+    """The stream."""
     first: int
     """Number of the first sequence."""
     count: int
     """Sequences."""
 
 
-def name_stream(spec: RunSpec) -> tuple[object, ...]:
-    """What decides which sequences a run sees: runs that agree in it share their batches."""
-    return (spec.seed, *sorted(spec.data.mixture.items()))
+def name_streams(spec: RunSpec) -> dict[int, StreamName]:
+    """The streams of a run by the step that each begins at: one more for every phase with a mixture of its own."""
+    changes = {0: spec.data.mixture} | {phase.start_step: phase.mixture for phase in spec.phases if phase.mixture}
+    firsts = [spec.training.tokens_at(step) // spec.data.seq_len for step in changes]
+    mixtures = [(first, tuple(sorted(shares.items()))) for first, shares in zip(firsts, changes.values(), strict=True)]
+    held = tuple(sorted(spec.data.unique_tokens.items()))
+    return {step: StreamName(spec.seed, held, tuple(mixtures[: place + 1])) for place, step in enumerate(changes)}
 
 
-def order_batch(spec: RunSpec, step: int, stream: tuple[object, ...] = ()) -> Order:
-    """The batch of step 0, 1, ... of a run; who asks often gives the name of its `stream`."""
+def order_batch(spec: RunSpec, step: int, stream: StreamName | None = None) -> Order:
+    """The batch of step 0, 1, ... of a run; its own stream there, unless another one is given."""
     training, seq_len = spec.training, spec.data.seq_len
     first, count = training.tokens_at(step) // seq_len, training.batch_tokens_at(step) // seq_len
-    return Order(stream or name_stream(spec), first, count)
+    if stream is None:
+        named = name_streams(spec)
+        stream = named[max(start for start in named if start <= step)]
+    return Order(stream, first, count)
 
 
 class Feed:
@@ -47,9 +66,10 @@ class Feed:
 
     def __init__(self, corpus: Corpus, specs: Sequence[RunSpec], device: torch.device) -> None:
         """A stream for every distinct seed and mixture."""
-        self._streams = {
-            name_stream(spec): BatchStream(corpus, spec.data.mixture, spec.data.seq_len, spec.seed) for spec in specs
-        }
+        names = dict.fromkeys(name for spec in specs for name in name_streams(spec).values())
+        self._streams: dict[StreamName, BatchStream] = {}
+        for name in sorted(names, key=lambda name: len(name.mixtures)):
+            self._streams[name] = self._open(name, corpus, specs[0].data.seq_len)
         self._device = device
         self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed")
@@ -70,6 +90,13 @@ class Feed:
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _open(self, name: StreamName, corpus: Corpus, seq_len: int) -> BatchStream:
+        """A stream, which goes on where the one before it is left."""
+        *before, (first, shares) = name.mixtures
+        taken = self._streams[name._replace(mixtures=tuple(before))].count_taken(first) if before else {}
+        held = dict(name.unique_tokens)
+        return BatchStream(corpus, dict(shares), seq_len, name.seed, held, first=first, taken=taken)
 
     def _build(self, orders: Sequence[Order]) -> _Batch:
         distinct = list(dict.fromkeys(orders))

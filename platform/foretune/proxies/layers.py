@@ -27,9 +27,14 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """K B T inputs to K B T outputs."""
-        if len(self.weight) == 1:
-            return F.linear(x, self.weight.flatten(0, 1))  # the kernel for a batch of one matrix is slower on a CPU
-        return torch.bmm(x.flatten(1, 2), self.weight.mT).view(*x.shape[:3], -1)
+        matrices = self.matrices()
+        if len(matrices) == 1:
+            return F.linear(x, matrices.flatten(0, 1))  # the kernel for a batch of one matrix is slower on a CPU
+        return torch.bmm(x.flatten(1, 2), matrices.mT).view(*x.shape[:3], -1)
+
+    def matrices(self) -> Tensor:
+        """What the inputs are multiplied by, K outputs inputs."""
+        return self.weight
 
 
 class StackedEmbedding(nn.Module):

@@ -36,7 +36,8 @@ class LibraryOptimizer(StackedOptimizer):
             parameter = torch.nn.Parameter(state.view(state.weights, slot)[0])
             self._parameters.setdefault(slot.group, []).append(parameter)
         self._bind()
-        self.optimizer = self.build({group: rules[group] for group in self._parameters}, training[0])
+        self.rules = {group: rules[group] for group in self._parameters}
+        self.optimizer = self.build(self.rules, training[0])
 
     @abstractmethod
     def build(self, rules: Mapping[str, GroupRule], training: TrainingSpec) -> torch.optim.Optimizer:
@@ -56,6 +57,11 @@ class LibraryOptimizer(StackedOptimizer):
         if rows.tolist() != [0]:
             raise InputError(f"{type(self).__name__} trains one run; it cannot take members {rows.tolist()}")
         self._bind()
+
+    def retune(self, training: Sequence[TrainingSpec]) -> None:
+        """See StackedOptimizer; the learning rate comes with each step."""
+        for group, settings in zip(self.optimizer.param_groups, self.groups(self.rules, training[0]), strict=True):
+            group.update({name: settings[name] for name in ("weight_decay", "eps", "betas")})
 
     def state_of(self, member: int) -> dict[str, Tensor]:
         """Numbers of the package as tensors, since a checkpoint holds nothing else."""
@@ -96,6 +102,7 @@ class LibraryOptimizer(StackedOptimizer):
                 "lr": training.peak_lr * rule.lr_multiplier,
                 "weight_decay": training.weight_decay * rule.weight_decay_multiplier,
                 "eps": training.eps * rule.eps_multiplier,
+                "betas": (training.beta1, training.beta2),
             }
             for name, rule in rules.items()
         ]
@@ -117,10 +124,19 @@ class ScheduleFree(LibraryOptimizer):
     def build(self, rules: Mapping[str, GroupRule], training: TrainingSpec) -> torch.optim.Optimizer:
         """The trainer warms the rate up, which the package counts as its own warm-up would."""
         package = _import_package("schedulefree")
-        betas = (training.beta1, training.beta2)
-        optimizer: Any = package.AdamWScheduleFree(self.groups(rules, training), lr=training.peak_lr, betas=betas)
+        optimizer: Any = package.AdamWScheduleFree(self.groups(rules, training), lr=training.peak_lr)
         optimizer.train()
         return optimizer  # type: ignore[no-any-return]
+
+    def retune(self, training: Sequence[TrainingSpec]) -> None:
+        """See StackedOptimizer. Raises InputError for another beta1: y was interpolated with it."""
+        (known,) = {group["betas"][0] for group in self.optimizer.param_groups}
+        if training[0].beta1 != known:
+            raise InputError(
+                f"beta1: 'schedulefree' keeps it along a run, got {training[0].beta1:g} after {known:g}; change "
+                "another setting, or take another optimizer"
+            )
+        super().retune(training)
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -152,7 +168,7 @@ class Prodigy(LibraryOptimizer):
         package = _import_package("prodigyopt")
         groups = self.groups(rules, training)
         with contextlib.redirect_stdout(None):  # it prints that the decay is decoupled
-            optimizer: torch.optim.Optimizer = package.Prodigy(groups, betas=(training.beta1, training.beta2))
+            optimizer: torch.optim.Optimizer = package.Prodigy(groups)
         return optimizer
 
 

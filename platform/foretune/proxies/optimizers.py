@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from foretune.parametrization import GroupRule
-from foretune.proxies.adam import AdamW, NAdamW
+from foretune.proxies.adam import AdamW, ConstantNAdamW, NAdamW
 from foretune.proxies.elementwise import SGD, Lion, StackedOptimizer
 from foretune.proxies.lr_free import Prodigy, ScheduleFree
 from foretune.proxies.muon import Muon
@@ -15,6 +15,7 @@ from foretune.records import TrainingSpec
 OPTIMIZERS: dict[str, Callable[[StackedState, Mapping[str, GroupRule], Sequence[TrainingSpec]], StackedOptimizer]] = {
     "adamw": AdamW,
     "nadamw": NAdamW,
+    "nadamw_constant": ConstantNAdamW,
     "lion": Lion,
     "sgd": SGD,
     "muon": Muon,

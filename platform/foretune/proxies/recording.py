@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -14,7 +14,8 @@ from foretune.training.schedules import choose_evaluation_steps
 from foretune.training.spikes import PERSISTENT, WINDOW, Action, SpikeWatch
 
 CURVE_POINTS = 200
-"""Most training losses kept of a run; held-out losses are kept besides, and the first spikes."""
+"""Most training losses kept of a run, and of the last phase of one that ends early, from which forecasts are made;
+held-out losses are kept besides, and the first spikes."""
 SPIKE_POINTS = 100
 """Most spikes kept on the curve of a run that takes no notice of them."""
 PATIENCE_STEPS = 50
@@ -38,7 +39,8 @@ class Recorder:
     def __init__(self, spec: RunSpec, report: Callable[[CurvePoint], None]) -> None:
         """`report` gets every point that is kept, as soon as it is known."""
         training = spec.training
-        self.evaluation_steps = frozenset(choose_evaluation_steps(training))
+        planned = choose_evaluation_steps(training)
+        self.evaluation_steps = frozenset([*(step for step in planned if step < spec.last_step), spec.last_step])
         self.curve: tuple[CurvePoint, ...] = ()
         self.held_out: dict[str, float] = {}
         self.spikes = SpikeWatch(training)
@@ -46,6 +48,7 @@ class Recorder:
         self._training = training
         self._report = report
         self._stride = math.ceil(training.steps / CURVE_POINTS)
+        self._dense = _find_dense(spec)
         self._uniform_loss = math.log(spec.model.vocab_size)
         self._limit = math.inf
         self._last_loss: float | None = None
@@ -64,7 +67,7 @@ class Recorder:
         divergence = self._find_divergence(step, loss, gradient_norm)
         leaks = loss <= 0 and not divergence
         spike = self.spikes.last is not None and len(self.spikes.spikes) <= SPIKE_POINTS
-        due = (spike or step % self._stride == 0) and step not in self.evaluation_steps
+        due = (spike or self._is_regular(step)) and step not in self.evaluation_steps
         if divergence or leaks or due:
             self._keep(step, lr, loss if math.isfinite(loss) else None)  # the last point of a curve, too
         if divergence:
@@ -100,17 +103,32 @@ class Recorder:
             "steps_too_high": self._steps_too_high,
             "spikes": self.spikes.state(),
             "diagnoses": self.diagnoses.state(),
+            "dense": self._dense,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
-        self.curve = _CURVE.validate_json(state["curve"])
+        """Go on from `state`, which may be that of a parent, whose last phase is not that of this run."""
         self.held_out = state["held_out"]
         self._limit = state["limit"]
         self._last_loss = state["last_loss"]
         self._steps_too_high = state["steps_too_high"]
         self.spikes.restore(state["spikes"])
         self.diagnoses.restore(state["diagnoses"])
+        self.curve = tuple(self._adopt(_CURVE.validate_json(state["curve"]), state.get("dense", self._dense)))
+
+    def _is_regular(self, step: int) -> bool:
+        """Whether the loss of a step is kept whatever it is."""
+        return step % self._stride == 0 or _is_dense(step, self._dense)
+
+    def _adopt(self, curve: Sequence[CurvePoint], dense: Sequence[int]) -> Iterator[CurvePoint]:
+        """The points that this run would have kept: a parent was evaluated at its end, and had another last phase."""
+        spikes = {spike.step - (spike.action is Action.SKIP) for spike in self.spikes.spikes}
+        for point in curve:
+            kept = self._is_regular(point.step) or point.step in spikes
+            if point.step in self.evaluation_steps:
+                yield point
+            elif kept or (point.held_out is None and not _is_dense(point.step, dense)):
+                yield point.model_copy(update={"held_out": None})
 
     def _find_divergence(self, step: int, loss: float, gradient_norm: float) -> str:
         """What is wrong with a step, or nothing."""
@@ -141,3 +159,17 @@ class Recorder:
         point = CurvePoint(step=step, tokens=tokens, lr=lr, loss=loss, held_out=held_out)
         self.curve = (*self.curve, point)
         self._report(point)
+
+
+def _find_dense(spec: RunSpec) -> tuple[int, int]:
+    """From which step on how many steps lie between training losses that are kept: the last phase of an early end.
+
+    Powers of two, so that a parent that ends sooner in the same phase has kept what this run would have.
+    """
+    begin = spec.phases[-1].start_step if spec.phases and spec.is_partial else spec.last_step
+    return begin, 2 ** math.ceil(math.log2(max(1.0, (spec.last_step - begin) / CURVE_POINTS)))
+
+
+def _is_dense(step: int, dense: Sequence[int]) -> bool:
+    begin, stride = dense
+    return step > begin and step % stride == 0

@@ -16,13 +16,14 @@ from torch import Tensor
 from foretune.corpora import Corpus, take_validation_batches
 from foretune.parametrization import choose_rules
 from foretune.proxies.causal_lm import CausalLM
-from foretune.proxies.decoder import Decoder, measure_losses
+from foretune.proxies.decoder import Decoder, measure_losses, measure_sequences
 from foretune.proxies.diagnostics import StepProbe
 from foretune.proxies.elementwise import ElementwiseOptimizer
 from foretune.proxies.optimizers import build_optimizer
 from foretune.proxies.process import autocast, send
+from foretune.proxies.reweighting import Reweighter
 from foretune.proxies.state import StackedState
-from foretune.records import DecoderSpec, RunSpec
+from foretune.records import DecoderSpec, RunSpec, TrainingSpec
 
 CLIP_EPS = 1e-6
 """Added to the norm that a gradient is divided by, as torch.nn.utils.clip_grad_norm_ does."""
@@ -54,15 +55,18 @@ class Stepper:
         """Initial weights are a pure function of each member's spec."""
         first = specs[0]
         self.specs = list(specs)
+        self.training = [spec.training_at(0) for spec in specs]
+        """Settings that each member trains with now."""
         self.device = device
-        self.model = build_model(first, len(specs))
+        self.compiled = compiled
+        self.model = self.build_model(first, len(specs))
         for member, spec in enumerate(specs):
             self.model.initialise(member, spec.seed)
         self.model.to(device)
         stacked = isinstance(first.model, DecoderSpec)
         self.state = StackedState(self.model, self.model.groups(), stacked=stacked)
         rules = {rule.name: rule for rule in choose_rules(first.model, first.training.optimizer)}
-        self.optimizer = build_optimizer(self.state, rules, [spec.training for spec in specs])
+        self.optimizer = build_optimizer(self.state, rules, self.training)
         held_out = take_validation_batches(corpus, first.data.seq_len, first.data.validation_sequences)
         self.held_out = {name: torch.from_numpy(rows).to(device) for name, rows in held_out.items()}
         self._measure: Measure = self._measure_losses
@@ -71,6 +75,13 @@ class Stepper:
             if device.type == "cuda" and isinstance(self.optimizer, ElementwiseOptimizer):  # else it has what is faster
                 self.optimizer.step = torch.compile(self.optimizer.step, dynamic=False)  # type: ignore[method-assign]
         self._set_limits()
+
+    def build_model(self, spec: RunSpec, members: int) -> Decoder | CausalLM:
+        """The model of a run, `members` of them side by side; those of `transformers` come alone."""
+        if isinstance(spec.model, DecoderSpec):
+            return Decoder(spec.model, members, spec.data.seq_len)
+        assert members == 1, members
+        return CausalLM(spec.model, spec.data.seq_len)
 
     def step(self, tokens: Tensor, lr: Sequence[float], apply: Sequence[bool] | None = None) -> StepResult:
         """Train on token ids [K, B, T + 1]; members that are not to `apply` it stay as they are, as if asleep."""
@@ -97,9 +108,15 @@ class Stepper:
         parts = self._count_parts(tokens.shape[1], split=probe is not None)
         losses = torch.zeros(len(tokens), device=self.device)
         self.model.begin_step()
-        for micro in tokens.chunk(parts, dim=1):
+        for number, micro in enumerate(tokens.chunk(parts, dim=1)):
+            self.draw_masks(number * micro.shape[1])
             losses += self.backward(micro, parts, probe)
         return losses
+
+    def draw_masks(self, first: int) -> None:
+        """What dropout leaves out of a micro-batch that begins with sequence `first` of the step."""
+        if isinstance(self.model, Decoder) and self.model.dropout.active:
+            self.model.dropout.draw(self.optimizer.steps, first)
 
     def backward(self, micro: Tensor, parts: int, probe: StepProbe | None = None) -> Tensor:
         """Gradients of one of `parts` micro-batches, added to those before; its share of the losses [K]."""
@@ -130,14 +147,32 @@ class Stepper:
     def take(self, rows: Sequence[int]) -> None:
         """Keep the members `rows`, in that order; one that is named twice is copied."""
         self.specs = [self.specs[row] for row in rows]
+        self.training = [self.training[row] for row in rows]
         index = torch.tensor(rows)
         self.state.take(index)
         self.optimizer.take(index)
         self._set_limits()
 
+    def retune(self, training: Sequence[TrainingSpec]) -> None:
+        """Train on with these settings, one specification a member; the learning rate comes with each step."""
+        if list(training) != self.training:
+            self.training = list(training)
+            self.optimizer.retune(training)
+            self._set_limits()
+
+    def recast(self, rows: Sequence[int], specs: Sequence[RunSpec]) -> None:
+        """Make these rows, in this order, the members of another pack of the same `pack_key`."""
+        self.take(rows)
+        self.specs = list(specs)
+        self._set_limits()
+
     def state_of(self, member: int) -> dict[str, Any]:
         """Weights and optimizer state of a member, for a checkpoint; copies."""
         return {"weights": self.state.weights[member].clone(), "optimizer": self.optimizer.state_of(member)}
+
+    def facts_of(self, member: int) -> dict[str, Any]:
+        """Fields of the outcome of a member that has ended, besides its losses."""
+        return {}
 
     def load_state_of(self, member: int, state: dict[str, Any]) -> None:
         """Put back what `state_of` gave."""
@@ -147,21 +182,31 @@ class Stepper:
     def _count_parts(self, sequences: int, *, split: bool) -> int:
         """Micro-batches of a step. A whole batch is halved for the noise scale where the mean stays the same.
 
-        The load-balancing loss of experts is not the mean of that of two halves.
+        The load-balancing loss of experts is not the mean of that of two halves, nor is a reweighted loss.
         """
         parts, shape = self.specs[0].training.accumulation_steps, self.specs[0].model.shape
-        routes = shape.params_active < shape.params_total
-        return 2 if split and parts == 1 and sequences % 2 == 0 and not routes else parts
+        whole = shape.params_active < shape.params_total or self._reweighter is not None
+        return 2 if split and parts == 1 and sequences % 2 == 0 and not whole else parts
 
     def _measure_losses(self, tokens: Tensor, probe: StepProbe | None = None) -> tuple[Tensor, Tensor]:
-        """Losses of a micro-batch [K], and what is minimised [K]: the same, and the auxiliary losses of experts."""
+        """Losses of a micro-batch [K], and what is minimised [K]: the same unless sequences are reweighted, and the
+        auxiliary losses of experts."""
         with autocast(self.device, self.specs[0].training.precision):
             logits = self.model(tokens[..., :-1])
-            losses = measure_losses(logits, tokens[..., 1:])
+            losses, targets = self._weigh_losses(logits, tokens[..., 1:])
         if probe is not None:
             probe.see_logits(logits)
         auxiliary = self.model.auxiliary_losses()
-        return losses, losses if auxiliary is None else losses + auxiliary
+        return losses, targets if auxiliary is None else targets + auxiliary
+
+    def _weigh_losses(self, logits: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean losses of the members, and those that are minimised; the same but in training that reweights."""
+        if self._reweighter is None or not torch.is_grad_enabled():
+            losses = measure_losses(logits, following)
+            return losses, losses
+        sequences = measure_sequences(logits, following)
+        weights = self._reweighter.weigh(sequences, self.optimizer.steps)
+        return sequences.mean(dim=1), (weights * sequences).sum(dim=1)
 
     def _measure_held_out(self, rows: Tensor) -> Tensor:
         """Mean loss of sequences [S, T + 1] under each member that is bound now, [K]."""
@@ -181,15 +226,12 @@ class Stepper:
         return finite if apply is None else finite & send(apply, self.device)
 
     def _set_limits(self) -> None:
-        self._limits = send([spec.training.clip_norm for spec in self.specs], self.device)
-
-
-def build_model(spec: RunSpec, members: int) -> Decoder | CausalLM:
-    """The model of a run, `members` of them side by side; those of `transformers` come alone."""
-    if isinstance(spec.model, DecoderSpec):
-        return Decoder(spec.model, members, spec.data.seq_len)
-    assert members == 1, members
-    return CausalLM(spec.model, spec.data.seq_len)
+        self._limits = send([training.clip_norm for training in self.training], self.device)
+        if isinstance(self.model, Decoder):
+            rates, seeds = [training.dropout for training in self.training], [spec.seed for spec in self.specs]
+            self.model.dropout.configure(rates, seeds, self.device)
+        reweighs = self.training[0].reweighting != "none"
+        self._reweighter = Reweighter(self.training, self.device) if reweighs else None
 
 
 def compile_measure(measure: Measure, spec: RunSpec, members: int, device: torch.device) -> Measure:

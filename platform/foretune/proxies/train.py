@@ -23,6 +23,8 @@ from foretune.proxies.diagnostics import MEASURES
 from foretune.proxies.feed import Feed, Order, order_batch
 from foretune.proxies.members import Member
 from foretune.proxies.process import choose_device, describe_device, reset_process, synchronize
+from foretune.proxies.residents import RESIDENTS, FinalState, Resident
+from foretune.proxies.steppers import build_stepper
 from foretune.proxies.stepping import Stepper, StepResult
 from foretune.records import CurvePoint, DecoderSpec, RunOutcome, RunSpec
 from foretune.sections import Compile
@@ -80,7 +82,7 @@ def measure_throughput(
     """
     reset_process(specs[0].seed)
     device, corpus = choose_device(), _open_corpus(specs[0])
-    stepper = Stepper(specs, corpus, device, compiled=_compiles(compiled, specs[0], device))
+    stepper = build_stepper(specs, corpus, device, compiled=_compiles(compiled, specs[0], device))
     lr = [spec.training.peak_lr for spec in specs]
     first = sum(phase.steps for phase in specs[0].training.ramp)  # runs of a pack have the same
     began = 0.0
@@ -135,7 +137,7 @@ class Pack:
         share_trunks: bool,
         compiled: Compile,
     ) -> None:
-        """Build everything, from checkpoints where there are some."""
+        """Build everything, from checkpoints where there are some; or go on with what the last pack left here."""
         assert len({pack_key(spec) for spec in specs}) == 1, "runs of a pack must agree in packing.pack_key"
         self._mark = time.monotonic()
         reset_process(specs[0].seed)
@@ -148,15 +150,13 @@ class Pack:
             Member(spec, folder, partial(report, spec), corpus, facts)
             for spec, folder in zip(specs, folders, strict=True)
         ]
-        states = {member.spec.run_id: member.load(self.device) for member in members}
-        self.rows = _share_rows(members) if share_trunks else [[member] for member in members]
-        self.stepper = Stepper([row[0].spec for row in self.rows], corpus, self.device, compiled=self.compiled)
-        for number, row in enumerate(self.rows):
-            if (state := states[row[0].spec.run_id]) is not None:
-                self.stepper.load_state_of(number, state)
+        self.rows: list[Row] = [[member] for member in members]
+        self.stepper = self._take_residents(members) or self._build(members, corpus, share_trunks=share_trunks)
+        self._retune()  # no state has settings in it
         self.feed = Feed(corpus, specs, self.device)
         self._unread: list[Unread] = []
         self._ended: list[Member] = []
+        self._final: dict[FinalState, Resident] = {}
 
     def train(self) -> Iterator[Member]:
         """Step until every run has ended; yield each as it ends."""
@@ -168,14 +168,44 @@ class Pack:
                 self._evaluate()
                 self._save()
                 yield from self._settle()
+        if self._final:
+            RESIDENTS.keep(self.stepper, self._final)
 
     def close(self) -> None:
         """End the thread that prepares batches."""
         self.feed.close()
 
+    def _take_residents(self, members: Sequence[Member]) -> Stepper | None:
+        """What the last pack of this process left, as the beginning of this one; None where that does not fit."""
+        if not all(member.checkpoints.is_empty for member in members):
+            RESIDENTS.release()  # a checkpoint of a run itself is further than its parent
+        specs = [member.spec for member in members]
+        found = RESIDENTS.take(specs, compiled=self.compiled)
+        if found is None:
+            return None
+        stepper, residents = found
+        for member, resident in zip(members, residents, strict=True):
+            member.go_on(resident.state)
+        stepper.recast([resident.row for resident in residents], specs)
+        return stepper
+
+    def _build(self, members: Sequence[Member], corpus: Corpus, *, share_trunks: bool) -> Stepper:
+        """Model and optimizer, and what they go on from."""
+        states = {member.spec.run_id: member.load(self.device) for member in members}
+        if share_trunks:
+            self.rows = _share_rows(members)
+        leaders = [row[0].spec for row in self.rows]
+        stepper = build_stepper(leaders, corpus, self.device, compiled=self.compiled)
+        for number, leader in enumerate(leaders):
+            if (state := states[leader.run_id]) is not None:
+                stepper.load_state_of(number, state)
+        return stepper
+
     def _step(self) -> None:
         """One step of every row but those whose batch has another size just now, on different places of a ramp."""
         orders, steps = self._order_batches()
+        if any(row and row[0].begins_phase for row in self.rows):
+            self._retune()
         tokens = self.feed.take(orders)
         self.feed.prepare(self._order_batches(ahead=True)[0])
         diagnose = any(member.diagnosed for row, taken in zip(self.rows, steps, strict=True) if taken for member in row)
@@ -188,6 +218,11 @@ class Pack:
         self._advance(steps, applied)
         parts = result.probe.parts if result.probe else 0
         self._unread.append(Unread(done, lr, torch.stack((result.losses, result.norms)), diagnosed, parts))
+
+    def _retune(self) -> None:
+        """Give every row the settings of its next step; a row of no run keeps those that it had."""
+        known = self.stepper.training
+        self.stepper.retune([row[0].training if row else known[number] for number, row in enumerate(self.rows)])
 
     def _judge(self, result: StepResult, steps: Sequence[bool]) -> list[float]:
         """The factor on each row's learning rate, 0 for one that sits the step out or skips a spike.
@@ -252,8 +287,11 @@ class Pack:
     def _settle(self) -> Iterator[Member]:
         """Conclude and yield the runs that have ended, and lay the rows out anew for the others."""
         self._share_time()
-        for member in [member for row in self.rows for member in row if member.finished]:
-            member.finish()
+        for number, row in enumerate(self.rows):
+            for member in [member for member in row if member.finished]:
+                member.finish(self.stepper.facts_of(number))
+                if member.is_continued and len(row) == 1:  # in a row of several the others train on
+                    self._final[FinalState(member.spec.run_id, member.step)] = Resident(number, member.state())
         self._drop_ended()
         ended, self._ended = self._ended, []
         yield from ended
@@ -275,6 +313,7 @@ class Pack:
             self.rows = [self.rows[number] for number in live]
             if live:
                 self.stepper.take(live)
+                self._final = {}
 
     def _fork(self) -> None:
         """Give every run that goes its own way a row of its own, copied from the one that it shared."""

@@ -35,13 +35,14 @@ BFLOAT16_SHARE = 0.65
 def pack_key(spec: RunSpec) -> Hashable:
     """What runs of one pack must have in common; a run that can only train alone has a key of its own."""
     training, data = spec.training, spec.data
-    packs = spec.trainer == PROXY_TRAINER and isinstance(spec.model, DecoderSpec)
+    packs = spec.trainer == PROXY_TRAINER and isinstance(spec.model, DecoderSpec) and training.reference is None
     return (
         "" if packs and training.optimizer not in SOLO_OPTIMIZERS else spec.run_id,
         spec.trainer,
         spec.model.model_dump_json(),
         (data.corpus_digest, data.seq_len, data.validation_sequences),
         (training.optimizer, training.batch_tokens, training.ramp, training.accumulation_steps),
+        (training.reweighting, training.dropout > 0),
         (training.precision, training.spikes),  # one that skips waits for the device in every step
     )
 
@@ -68,7 +69,8 @@ def estimate_bytes(spec: RunSpec, members: int) -> int:
     outside = 3 * spec.model.width + 3 * spec.model.vocab_size
     activations = tokens * (share * spec.model.depth * _count_activations(spec.model) + outside)
     rows = (ROWS_KEPT + ROWS_PASSING) * spec.model.shape.params_total
-    return math.ceil(4 * members * (rows + activations))
+    copies = 1 if spec.training.reference is None else 2  # of a model, or of its feed-forwards for their responses
+    return math.ceil(4 * members * (copies * rows + spec.training.passes_per_token * activations))
 
 
 def _count_activations(model: DecoderSpec | CausalLMSpec) -> float:
@@ -87,10 +89,12 @@ def _count_activations(model: DecoderSpec | CausalLMSpec) -> float:
 
 
 def _trunk_key(spec: RunSpec) -> Hashable:
-    if spec.training.schedule not in TRUNK_SCHEDULES:
+    changes = spec.phases or spec.stop_step or spec.parent_run_id  # or begins where another one ended
+    if changes or spec.training.schedule not in TRUNK_SCHEDULES:
         return spec.run_id
     training = spec.training.model_dump_json(exclude=set(BRANCHING_FIELDS))
-    return (pack_key(spec), training, spec.seed, tuple(sorted(spec.data.mixture.items())))
+    data = (tuple(sorted(spec.data.mixture.items())), tuple(sorted(spec.data.unique_tokens.items())))
+    return (pack_key(spec), training, spec.seed, data)
 
 
 def _count_shared(spec: RunSpec) -> int:

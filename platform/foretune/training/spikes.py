@@ -200,6 +200,10 @@ class BatchOrder:
             return self._aside[0][0], True
         return self._fresh, False
 
+    def begin(self, updates: int) -> int:
+        """The updates that were done when the batch of the next try was tried first: now, or when it was set aside."""
+        return self._aside[0][1] if self.choose(updates)[1] else updates
+
     def expect(self, updates: int) -> int:
         """The batch of the try after the next one, if neither is a spike."""
         return self._fresh + (not self.choose(updates)[1])

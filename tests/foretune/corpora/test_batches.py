@@ -140,3 +140,38 @@ def test_held_out_windows_are_fixed_spread_and_disjoint(corpus: Corpus) -> None:
         assert starts[-1] >= 0.75 * corpus.domains[name].validation_tokens - 16
     with pytest.raises(InputError, match="5 sequences of 16 tokens are more than domain 'c' holds out"):
         take_validation_batches(corpus, seq_len=16, sequences_per_domain=5)
+
+
+def test_a_part_of_a_domain_is_repeated_that_much_more_often(corpus: Corpus) -> None:
+    """A quarter of the tokens is gone through four times as often, to a window of the part."""
+    whole, part = stream(corpus), BatchStream(corpus, MIXTURE, 32, 0, {"a": 2500, "b": 750})
+    assert part.epochs(400)["a"] / whole.epochs(400)["a"] == pytest.approx(311 / round(2500 / 32))
+    assert part.epochs(400)["c"] == whole.epochs(400)["c"]
+    sequences = round(round(2500 / 32) / MIXTURE["a"])  # one epoch of the part
+    assert part.epochs(sequences)["a"] == pytest.approx(1.0, abs=2 / 78)
+
+
+def test_no_epoch_and_no_seed_leaves_the_part(corpus: Corpus) -> None:
+    seen = [
+        np.unique(BatchStream(corpus, {"a": 1.0}, 32, seed, {"a": 2500}).sequences(0, 800)[:, :-1]) for seed in range(3)
+    ]
+    for tokens in seen:
+        assert len(tokens) <= 79 * 32  # 78 windows behind every phase
+        assert len(tokens) > 78 * 32  # ten epochs, each with a phase of its own
+    assert len(np.unique(np.concatenate(seen))) <= 79 * 32
+
+
+def test_a_smaller_part_lies_inside_a_larger_one(corpus: Corpus) -> None:
+    blocks = [
+        np.unique(BatchStream(corpus, {"a": 1.0}, 32, 0, {"a": size}).sequences(0, 3000)[:, :-1] // 512).tolist()
+        for size in (1000, 2500, 6000, 9600)
+    ]
+    assert [len(found) for found in blocks] == [2, 5, 12, 19]
+    for small, large in pairwise(blocks):
+        assert set(small) < set(large)
+    assert blocks[1] != list(range(5))  # from all over the domain
+
+
+def test_a_part_as_large_as_the_domain_changes_nothing(corpus: Corpus) -> None:
+    same = BatchStream(corpus, MIXTURE, 32, 0, {"a": 10_000, "b": 5_000})
+    np.testing.assert_array_equal(same.sequences(0, 200), stream(corpus).sequences(0, 200))

@@ -35,7 +35,7 @@ RULES = {
     "norms": GroupRule("norms", "vector", 4, 0.0, 1.0, 0.0, 1.0),
     "head": GroupRule("head", "head", 44, 0.5, 1.0, 1.0, 1.0),
 }
-STACKED = ("adamw", "nadamw", "lion", "sgd", "muon")
+STACKED = ("adamw", "nadamw", "nadamw_constant", "lion", "sgd", "muon")
 DIFFERENT = (
     {},
     {"beta1": 0.8, "weight_decay": 0.3, "momentum": 0.9},
@@ -141,7 +141,28 @@ class PaperLion(torch.optim.Optimizer):
             weight -= group["lr"] * (update + group["weight_decay"] * weight)
 
 
-REFERENCES = {"adamw": adamw, "nadamw": nadamw, "sgd": sgd, "lion": PaperLion}
+class PaperNAdamW(torch.optim.Optimizer):
+    """Choi et al. 2019, table 1, with decoupled weight decay and bias corrections, as AlgoPerf's baselines have it."""
+
+    def __init__(self, groups: list[dict[str, Any]], spec: TrainingSpec) -> None:
+        super().__init__(with_settings(groups, spec), {"lr": 0.0, "betas": (spec.beta1, spec.beta2)})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            weight, (beta1, beta2) = group["params"][0], group["betas"]
+            state = self.state.setdefault(
+                weight, {"m": torch.zeros_like(weight), "v": torch.zeros_like(weight), "t": 0}
+            )
+            state["t"] += 1
+            state["m"] = beta1 * state["m"] + (1 - beta1) * weight.grad
+            state["v"] = beta2 * state["v"] + (1 - beta2) * weight.grad**2
+            ahead = (beta1 * state["m"] + (1 - beta1) * weight.grad) / (1 - beta1 ** state["t"])
+            root = torch.sqrt(state["v"] / (1 - beta2 ** state["t"])) + group["eps"]
+            weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * ahead / root)
+
+
+REFERENCES = {"adamw": adamw, "nadamw": nadamw, "nadamw_constant": PaperNAdamW, "sgd": sgd, "lion": PaperLion}
 
 
 @pytest.mark.parametrize("kernel", ["of this device", "of a GPU"])

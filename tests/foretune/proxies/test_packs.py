@@ -92,7 +92,7 @@ def test_packed_mixtures_of_experts_have_the_losses_of_runs_alone(make_run: Make
         assert_same_run(packed[spec.run_id], train_alone(spec, tmp_path), 1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["nadamw", "lion", "sgd", "muon"])
+@pytest.mark.parametrize("optimizer", ["nadamw", "nadamw_constant", "lion", "sgd", "muon"])
 def test_every_optimizer_trains_packs(make_run: MakeRun, tmp_path: Path, optimizer: str) -> None:
     settings = {**SMALL, "width": 32, "optimizer": optimizer, "steps": 10}
     specs = [make_run(peak_lr=2**-9, seed=seed, **settings) for seed in range(2)]

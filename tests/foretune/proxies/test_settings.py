@@ -57,7 +57,7 @@ def test_a_ramped_run_reads_the_sequences_of_the_plain_one(
     assert outcome.spent_flops == make_run(ramp=ramp, steps=10, evaluations=2).compute_flops
 
 
-@pytest.mark.parametrize("optimizer", ["nadamw", "lion", "sgd", "muon"])
+@pytest.mark.parametrize("optimizer", ["nadamw", "nadamw_constant", "lion", "sgd", "muon"])
 def test_members_of_a_pack_may_differ_in_every_setting(optimizer: str, make_run: MakeRun, tmp_path: Path) -> None:
     settings = (
         {"beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1, "eps": 1e-8, "momentum": 0.9, "schedule": "wsd"},
