@@ -21,7 +21,7 @@ class Family:
     rows: int
     """Most of them that train at the same time: the others wait for their decay, or have ended."""
     steps: int
-    """Optimizer steps of all of them, those of the trunk once."""
+    """Optimizer steps of all of them, those of the trunk once and those of a parent not at all."""
     flops: float
     """What they cost together, the trunk once."""
 
@@ -75,7 +75,7 @@ def group_runs(specs: Sequence[RunSpec], section: RunnerSection, slots: int, siz
         packs = deal_families(families, size.rows, least)
         runs = tuple(tuple(spec for family in pack for spec in family.runs) for pack in packs)
         steps = sum(family.steps for family in families)
-        rows = round(steps / sum(max(spec.training.steps for spec in pack) for pack in runs))
+        rows = round(steps / sum(max(spec.last_step - spec.parent_step for spec in pack) for pack in runs))
         groups.append(Group(runs, size, rows, steps, flops))
     return groups
 
@@ -108,13 +108,13 @@ def sum_savings(specs: Sequence[RunSpec], section: RunnerSection) -> Savings:
     """What shared trunks save of the cost of these runs, each alone."""
     trunks = find_trunks(specs) if section.share_trunks else {}
     shared = [(spec, spec.training.tokens_at(trunks[spec.run_id][1])) for spec in specs if spec.run_id in trunks]
-    flops = sum(spec.model.shape.flops_per_token(spec.data.seq_len) * tokens for spec, tokens in shared)
+    flops = sum(spec.flops_per_token * tokens for spec, tokens in shared)
     return Savings(len(shared), sum(tokens for _, tokens in shared), float(flops))
 
 
 def _make_family(runs: Sequence[RunSpec], trunks: Mapping[str, tuple[str, int]]) -> Family:
-    began = [trunks.get(spec.run_id, ("", 0))[1] for spec in runs]
-    ended = [spec.training.steps for spec in runs]
+    began = [trunks.get(spec.run_id, ("", spec.parent_step))[1] for spec in runs]
+    ended = [spec.last_step for spec in runs]
     rows = max(sum(start <= step < end for start, end in zip(began, ended, strict=True)) for step in began)
     flops = sum(_own_flops(spec, start) for spec, start in zip(runs, began, strict=True))
     return Family(tuple(runs), max(1, rows), sum(ended) - sum(began), flops)
@@ -122,5 +122,5 @@ def _make_family(runs: Sequence[RunSpec], trunks: Mapping[str, tuple[str, int]])
 
 def _own_flops(spec: RunSpec, first_step: int) -> float:
     """Training FLOPs from a step on."""
-    tokens = spec.training.tokens - spec.training.tokens_at(first_step)
-    return float(spec.model.shape.flops_per_token(spec.data.seq_len) * tokens)
+    tokens = spec.tokens - spec.training.tokens_at(first_step)
+    return float(spec.flops_per_token * tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 from foretune.records import RunOutcome, RunSpec
 from foretune.runners.attempts import Fault, attempt_runs, find_conditions
 from foretune.runners.grouping import group_runs
-from foretune.runners.interface import Note, Observer, ignore_note
+from foretune.runners.interface import More, Note, Observer, ask_nothing, ignore_note
 from foretune.runners.sizing import Sizer, measure_packs
+from foretune.runners.streaming import Pack
 from foretune.runners.trainers import check_trainers, fail
 from foretune.sections import RunnerSection
 
@@ -25,15 +27,14 @@ class InlineRunner:
         self._sizer = Sizer(section, lambda specs, most: measure_packs(specs, most, section))
 
     def run(
-        self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note
+        self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note, more: More = ask_nothing
     ) -> Generator[tuple[RunSpec, RunOutcome]]:
         """Yield outcomes pack by pack; see `Runner.run`."""
-        check_trainers(specs)
-        for group in group_runs(specs, self._section, 1, self._sizer):
-            for line in group.notes():
-                note(line)
-            for pack in group.packs:
-                yield from self._execute(pack, observe)
+        waiting = deque(self._pack(specs, note))
+        while waiting:
+            for outcome in self._execute(waiting.popleft(), observe):
+                yield outcome
+                waiting += self._pack(more(), note)
 
     def describe(self) -> str:
         """One line for people."""
@@ -41,6 +42,13 @@ class InlineRunner:
 
     def close(self) -> None:
         """Nothing was started."""
+
+    def _pack(self, specs: Sequence[RunSpec], note: Note) -> list[Pack]:
+        check_trainers(specs)
+        groups = group_runs(specs, self._section, 1, self._sizer) if specs else []
+        for line in (line for group in groups for line in group.notes()):
+            note(line)
+        return [pack for group in groups for pack in group.packs]
 
     def _execute(self, specs: Sequence[RunSpec], observe: Observer) -> Generator[tuple[RunSpec, RunOutcome]]:
         """Attempts at a pack, until each of its runs has ended or the retries are spent."""

@@ -13,27 +13,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import secrets
 import shutil
 import signal
 import threading
-import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray._private.worker as ray_worker
-from pydantic import ValidationError
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from foretune.errors import InputError, RunnerInterruption
-from foretune.records import CurvePoint, RunOutcome, RunSpec
+from foretune.records import RunOutcome, RunSpec
 from foretune.runners.grouping import group_runs
-from foretune.runners.interface import Note, Observer, ignore_note
+from foretune.runners.interface import More, Note, Observer, ask_nothing, ignore_note
 from foretune.runners.memory import count_cpus
 from foretune.runners.nodes import (
     NodeFacts,
@@ -45,7 +44,8 @@ from foretune.runners.nodes import (
     list_import_folders,
 )
 from foretune.runners.sizing import Sizer, Timing
-from foretune.runners.trainers import check_trainers, describe_error, fail
+from foretune.runners.streaming import Backlog, Event, Flow, Stream
+from foretune.runners.trainers import check_trainers, describe_error
 from foretune.runners.transport import encode_spec
 from foretune.runners.worker import (
     FAILURE,
@@ -53,7 +53,6 @@ from foretune.runners.worker import (
     POINT,
     RUN,
     describe_job,
-    describe_pack,
     execute_pack,
     measure_texts,
 )
@@ -64,30 +63,14 @@ CHUNK_RUNS = 1000
 """Runs per experiment: Tune rewrites its whole state, some 10 kB a run, every few seconds."""
 _STOP_SECONDS = 8.0
 """How long to wait for Tune to let go of its workers; it takes one or two."""
-_SILENCE_SECONDS = 30.0
-"""After how long without news the machines are counted: Ray itself would wait for lost ones for ever."""
-_DETECTION_SECONDS = 40.0
-"""How long Ray may take to find that a machine is gone: 5 missed checks, 3 s apart, after 5 s (Ray 2.60's defaults)."""
+MISSES = 3
+"""How often a pack is handed to another worker because its own died before it began: an assumption."""
 _PROBE_SECONDS = 120.0
 """How long a node may take to import this package: an assumption."""
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Results are a few kilobytes of text; Ray's least is 75 MiB."""
 _MEASURE_SECONDS = 900.0
 """How long packs of one shape may be timed, Ray's placement included: an assumption."""
-
-Pack = tuple[RunSpec, ...]
-
-
-@dataclass(frozen=True)
-class _Event:
-    """What the experiment's thread tells the main thread, of a run or of itself (empty run_id)."""
-
-    run_id: str = ""
-    point: str = ""
-    outcome: str = ""
-    failure: str = ""
-    died: bool = False
-    """Whether the run has failed without raising anything: its worker is gone, and its machine perhaps."""
 
 
 class RayRunner:
@@ -100,20 +83,24 @@ class RayRunner:
         self._address = address
         self._workspace = workspace.absolute()
         self._owns_ray = False
+        self._workers_busy = False
         self._sizer = Sizer(section, self._measure)
+        self._told: set[str] = set()
 
     def run(
-        self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note
+        self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note, more: More = ask_nothing
     ) -> Generator[tuple[RunSpec, RunOutcome]]:
-        """Yield outcomes as they arrive, the costliest packs started first; see `Runner.run`."""
+        """Yield outcomes as they arrive, the costliest of the packs given together started first; see `Runner.run`."""
         if not specs:
             return
         check_trainers(specs)
+        backlog = Backlog(loose=list(specs))
         try:
             self._connect(sorted({spec.trainer for spec in specs}))
             check_resources(self._section, _list_resources())
-            for packs in _list_chunks(self._pack(specs, note)):
-                yield from self._run_chunk(packs, observe)
+            while backlog.packs or backlog.loose:
+                self._pack(backlog, note)
+                yield from self._run_experiment(backlog, observe, note, more)
         except BaseException:  # a closed generator, Ctrl-C, a broken Ray: the workers must end in every case
             self.close()
             raise
@@ -156,16 +143,25 @@ class RayRunner:
         finally:
             probe_file.unlink(missing_ok=True)
 
-    def _pack(self, specs: Sequence[RunSpec], note: Note) -> list[Pack]:
+    def _pack(self, backlog: Backlog, note: Note) -> None:
+        """Pack what is loose; it stays loose where packs have to be timed first and the workers are busy."""
         slots = count_slots(self._section, _list_resources())
-        groups = group_runs(specs, self._section, slots, self._sizer)
-        for line in (line for group in groups for line in group.notes()):
+        try:
+            groups = group_runs(backlog.loose, self._section, slots, self._sizer)
+        except _WorkersBusyError:
+            return
+        lines = dict.fromkeys(line for group in groups for line in group.notes() if line not in self._told)
+        self._told.update(lines)
+        for line in lines:
             note(line)
         packs = [pack for group in groups for pack in group.packs]
-        return sorted(packs, key=lambda pack: -sum(spec.compute_flops for spec in pack))  # the last one must be short
+        backlog.packs.extend(sorted(packs, key=lambda pack: -sum(spec.compute_flops for spec in pack)))
+        backlog.loose.clear()
 
     def _measure(self, specs: Sequence[RunSpec], most: int) -> Timing:
         """Time packs on a worker, which has the machine and the resources that a run will have."""
+        if self._workers_busy:
+            raise _WorkersBusyError
         remote: Any = ray.remote(measure_texts).options(**_name_resources(self._section, "num_cpus", "num_gpus"))
         task = remote.remote([encode_spec(spec) for spec in specs[:most]], most, self._section)
         try:
@@ -175,100 +171,138 @@ class RayRunner:
             return Timing({}, describe_error(error))
         return timing
 
-    def _run_chunk(self, packs: Sequence[Pack], observe: Observer) -> Generator[tuple[RunSpec, RunOutcome]]:
-        """Outcomes of an experiment; runs that went down with a machine begin again, whatever their retries."""
-        while packs:
-            nodes = _list_node_ids()
-            died: dict[str, tuple[RunSpec, _Event]] = {}
-            with contextlib.closing(self._run_experiment(packs, observe)) as events:
-                for spec, event in events:
-                    if event.died and len(nodes) > 1:
-                        died[spec.run_id] = (spec, event)
-                    else:
-                        yield spec, _read_outcome(event)
-            if died and not _has_lost_node(nodes):
-                yield from ((spec, _read_outcome(event)) for spec, event in died.values())
-                return
-            left = [tuple(spec for spec in pack if spec.run_id in died) for pack in packs]
-            packs = [pack for pack in left if pack]
-
-    def _run_experiment(self, packs: Sequence[Pack], observe: Observer) -> Generator[tuple[RunSpec, _Event]]:
-        """How each run of one experiment ended."""
-        pending = {spec.run_id: spec for pack in packs for spec in pack}
-        courier = _Courier()
-        folder = self._workspace / "tune" / secrets.token_hex(8)  # Tune merges experiments of one name
-        thread = threading.Thread(target=self._fit, args=(packs, courier, folder), daemon=True)
-        thread.start()
+    def _run_experiment(
+        self, backlog: Backlog, observe: Observer, note: Note, more: More
+    ) -> Generator[tuple[RunSpec, RunOutcome]]:
+        """Outcomes of one experiment; what is asked for meanwhile goes into it, as far as it may."""
+        self._workers_busy = True
         try:
-            while pending and (event := self._wait_for_event(courier)).run_id:
-                if event.run_id in pending and event.point:
-                    _observe(observe, pending[event.run_id], event.point)
-                elif event.run_id in pending:
-                    if event.failure and not folder.is_dir():
-                        raise RunnerInterruption(f"the folder {folder} is gone, with {len(pending)} runs to do")
-                    yield pending.pop(event.run_id), event
-            if pending and event.failure:
-                raise RunnerInterruption(f"Ray broke down with {len(pending)} runs to do: {event.failure}")
-            for run_id, spec in pending.items():
-                yield spec, _Event(run_id, failure="Ray ended without a word on this run")
+            with contextlib.closing(_Experiment(self._section, self._workspace)) as experiment:
+                experiment.flow.draw(backlog)
+                for outcome in experiment.flow.follow(observe):
+                    yield outcome
+                    if further := more():
+                        check_trainers(further)
+                        backlog.loose.extend(further)
+                        self._pack(backlog, note)
+                        experiment.flow.draw(backlog)
         finally:
-            courier.stopping = True  # also when all is told: what Tune still does then is of no use
-            thread.join(_STOP_SECONDS)
-            shutil.rmtree(folder, ignore_errors=True)
+            self._workers_busy = False
 
-    def _wait_for_event(self, courier: _Courier) -> _Event:
-        """The next event; in long silences, whether any machine is left on which there could be one."""
-        while True:
-            try:
-                return courier.events.get(timeout=_SILENCE_SECONDS)
-            except queue.Empty:
-                if count_slots(self._section, _list_resources()) == 0:
-                    return _Event(failure="no machine is left that has the CPUs and GPUs of one run")
 
-    def _fit(self, packs: Sequence[Pack], courier: _Courier, folder: Path) -> None:
+class _WorkersBusyError(Exception):
+    """Packs of a new shape cannot be timed while an experiment has the workers."""
+
+
+class _Experiment:
+    """One Tune experiment in a thread of its own, which is given packs while it runs."""
+
+    def __init__(self, section: RunnerSection, workspace: Path) -> None:
+        self._section = section
+        self._workspace = workspace
+        self._folder = workspace / "tune" / secrets.token_hex(8)  # Tune merges experiments of one name
+        self._stream = Stream()
+        self.flow = Flow(self._stream, CHUNK_RUNS, _list_node_ids, self._find_breakage)
+        self._thread = threading.Thread(target=self._fit, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End it, also what it is at: when all is told, what Tune still does is of no use."""
+        self._stream.close()
+        self._thread.join(_STOP_SECONDS)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _find_breakage(self) -> str:
+        if count_slots(self._section, _list_resources()) == 0:
+            return "no machine is left that has the CPUs and GPUs of one run"
+        return "" if self._folder.is_dir() else f"the folder {self._folder} is gone"
+
+    def _fit(self) -> None:
         """Run the experiment to its end, in a thread; whatever goes wrong becomes the last event."""
         try:
-            self._make_tuner(packs, courier, folder).fit()
+            self._make_tuner().fit()
         except BaseException as error:
-            courier.events.put(_Event(failure=describe_error(error)))
+            self._stream.events.put(Event(failure=describe_error(error)))
         else:
-            courier.events.put(_Event())
+            self._stream.events.put(Event(failure="it ended without a word on them"))
 
-    def _make_tuner(self, packs: Sequence[Pack], courier: _Courier, folder: Path) -> tune.Tuner:
+    def _make_tuner(self) -> tune.Tuner:
         section = self._section
-        job = describe_job(section, self._workspace, folder / "outcomes")
         return tune.Tuner(
             tune.with_resources(_execute_pack, _name_resources(section, "cpu", "gpu")),
-            param_space={"job": job, "pack": tune.grid_search([describe_pack(pack) for pack in packs])},
+            param_space={"job": describe_job(section, self._workspace, self._folder / "outcomes")},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=section.concurrency,
+                search_alg=_Feed(self._stream),
+                scheduler=_WorkerKeeper(section.concurrency),
+                num_samples=-1,
+                max_concurrent_trials=section.concurrency,  # without it Tune prepares one trial at a time
                 reuse_actors=True,  # 20-70 ms a run instead of 1-2 s, and torch is imported once per worker
                 trial_name_creator=_name_trial,
                 trial_dirname_creator=_name_trial,
             ),
             run_config=tune.RunConfig(
-                name=folder.name,
-                storage_path=str(folder.parent),
+                name=self._folder.name,
+                storage_path=str(self._folder.parent),
                 failure_config=tune.FailureConfig(max_failures=section.retries),
-                callbacks=[courier],
+                callbacks=[_Courier(self._stream)],
                 verbose=0,
             ),
         )
 
 
+class _Feed(Searcher):
+    """What Tune asks for its next trial: a pack, if there is one now."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self._stream = stream
+        self._live: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles it; nothing here is worth keeping
+
+    def suggest(self, trial_id: str) -> Any:
+        """With no trial under way Tune would poll once a second, and not hear that it is to end: so wait here."""
+        pack = self._stream.take(wait=not self._live)
+        if pack is None:
+            return self.FINISHED if self._stream.closed else None
+        self._live.add(trial_id)
+        return {"pack": pack}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        self._live.discard(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing is ever restored."""
+
+
+class _WorkerKeeper(FIFOScheduler):
+    """First come, first served; and workers stay when no pack waits for them, which Tune grants to a single one."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._workers = workers
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if self._workers:  # a private place (Ray 2.60): the test of kept workers fails when it moves
+            tune_controller._tune_controller._actor_cache.increase_max(trial.placement_group_factory, self._workers)
+            self._workers = 0
+
+
 class _Courier(tune.Callback):
     """Carries events out of the experiment's thread; only a wish to stop is raised, because Tune then gives up."""
 
-    def __init__(self) -> None:
-        self.events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-        self.stopping = False
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
         self._failures: dict[str, str] = {}
+        self._begun: set[str] = set()
+        self._misses: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks; this one holds nothing worth keeping
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if not self.stopping:
+        if not self._stream.closed:
             return
         for trial in trials:  # Tune would first wait 5 s for runs that cannot hear it
             if trial.temporary_state.ray_actor is not None:
@@ -276,15 +310,16 @@ class _Courier(tune.Callback):
         raise RunnerInterruption("stopped by the caller")
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._begun.add(trial.trial_id)
         for run_id in trial.config["pack"]["runs"]:
             self._failures.pop(run_id, None)  # a new attempt
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
         run_id = result.get(RUN, "")
         if POINT in result:
-            self.events.put(_Event(run_id, point=result[POINT]))
+            self._stream.events.put(Event(run_id, point=result[POINT]))
         elif OUTCOME in result:
-            self.events.put(_Event(run_id, outcome=result[OUTCOME]))
+            self._stream.events.put(Event(run_id, outcome=result[OUTCOME]))
         elif FAILURE in result:
             self._failures[run_id] = result[FAILURE]
 
@@ -292,24 +327,19 @@ class _Courier(tune.Callback):
         self._end(trial, "the worker ended without an outcome", died=False)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial, _describe_death(trial), died=True)
+        """A worker that died while it had nothing to do is found out only now: no attempt was made."""
+        first = trial.config["pack"]["runs"][0]
+        self._misses[first] += trial.trial_id not in self._begun
+        if trial.trial_id in self._begun or self._misses[first] > MISSES:
+            self._end(trial, _describe_death(trial), died=True)
+        else:
+            self._stream.put([trial.config["pack"]])
 
     def _end(self, trial: Any, reason: str, *, died: bool) -> None:
         """Nothing more comes of these runs: those that have an outcome by now are pending no longer."""
         for run_id in trial.config["pack"]["runs"]:
             raised = self._failures.get(run_id)
-            self.events.put(_Event(run_id, failure=raised or reason, died=died and not raised))
-
-
-def _list_chunks(packs: Sequence[Pack]) -> Iterator[list[Pack]]:
-    """Packs by experiment, in their order."""
-    chunk: list[Pack] = []
-    for pack in packs:
-        if chunk and sum(map(len, chunk)) + len(pack) > CHUNK_RUNS:
-            yield chunk
-            chunk = []
-        chunk.append(pack)
-    yield chunk
+            self._stream.events.put(Event(run_id, failure=raised or reason, died=died and not raised))
 
 
 def _execute_pack(config: dict[str, Any]) -> None:
@@ -324,18 +354,6 @@ def _name_resources(section: RunnerSection, cpus: str, gpus: str) -> dict[str, f
 
 def _name_trial(trial: Any) -> str:
     return str(trial.config["pack"]["runs"][0])
-
-
-def _observe(observe: Observer, spec: RunSpec, text: str) -> None:
-    try:
-        point = CurvePoint.model_validate_json(text)
-    except ValidationError:
-        return  # progress only: a point that JSON cannot carry (a learning rate of NaN) fails the outcome
-    observe(spec, point)
-
-
-def _read_outcome(event: _Event) -> RunOutcome:
-    return RunOutcome.model_validate_json(event.outcome) if event.outcome else fail(event.failure)
 
 
 def _describe_death(trial: Any) -> str:
@@ -397,18 +415,8 @@ def _list_nodes() -> list[dict[str, Any]]:
     return [node for node in nodes if node["Alive"]]
 
 
-def _list_node_ids() -> set[str]:
-    return {node["NodeID"] for node in _list_nodes()}
-
-
-def _has_lost_node(before: set[str]) -> bool:
-    """Whether one of these machines goes, or is gone; Ray finds that out later than that its workers are."""
-    end = time.monotonic() + _DETECTION_SECONDS
-    while before <= _list_node_ids():
-        if time.monotonic() > end:
-            return False
-        time.sleep(1.0)
-    return True
+def _list_node_ids() -> frozenset[str]:
+    return frozenset(node["NodeID"] for node in _list_nodes())
 
 
 def _list_resources() -> list[Mapping[str, float]]:

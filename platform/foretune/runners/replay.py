@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -12,7 +13,7 @@ import numpy as np
 
 from foretune.errors import InputError
 from foretune.records import RunOutcome, RunSpec, RunStatus
-from foretune.runners.interface import Note, Observer, ignore_note
+from foretune.runners.interface import More, Note, Observer, ask_nothing, ignore_note
 from foretune.runners.surface import Surface
 from foretune.runners.trainers import fail
 from foretune.sections import RunnerSection
@@ -43,15 +44,12 @@ class ReplayRunner:
         self._description = "closed form" if section.surface else section.table
 
     def run(
-        self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note
+        self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note, more: More = ask_nothing
     ) -> Generator[tuple[RunSpec, RunOutcome]]:
         """Yield the outcome of each run, in the order given; see `Runner.run`."""
-        foreign = sorted({spec.trainer for spec in specs if not spec.trainer.startswith("replay:")})
-        if foreign:
-            raise InputError(
-                f"trainer {foreign[0]!r}: a replayed run must be named replay:..., or it passes for trained"
-            )
-        for spec in specs:
+        waiting = deque(_check_replayed(specs))
+        while waiting:
+            spec = waiting.popleft()
             outcome = self._source.evaluate(spec)
             held_out = [point for point in outcome.curve if point.held_out is not None]
             for point in held_out:
@@ -59,6 +57,7 @@ class ReplayRunner:
                     time.sleep(self._pause_seconds / len(held_out))
                 observe(spec, point)
             yield spec, outcome
+            waiting += _check_replayed(more())
 
     def describe(self) -> str:
         """One line for people."""
@@ -104,7 +103,7 @@ class RunTable:
     def _settings_of(self, spec: RunSpec) -> dict[str, float | str]:
         settings: dict[str, float | str] = {
             "params_non_embedding": spec.model.shape.params_non_embedding,
-            "tokens": spec.training.tokens,
+            "tokens": spec.tokens,
             "peak_lr": spec.training.peak_lr,
             "batch_tokens": spec.training.batch_tokens,
             "parametrization": spec.model.parametrization,
@@ -137,7 +136,15 @@ class RunTable:
             status, reason = RunStatus.DIVERGED, f"loss {loss} in {self._path.name}"
         if status is not RunStatus.COMPLETED:
             return RunOutcome(status=status, reason=reason, device="replay (table)")
-        return RunOutcome(status=status, loss=loss, tokens=spec.training.tokens, device="replay (table)")
+        return RunOutcome(status=status, loss=loss, tokens=spec.tokens, device="replay (table)")
+
+
+def _check_replayed(specs: Sequence[RunSpec]) -> Sequence[RunSpec]:
+    """These runs, or InputError where one of them is another trainer's."""
+    foreign = sorted({spec.trainer for spec in specs if not spec.trainer.startswith("replay:")})
+    if foreign:
+        raise InputError(f"trainer {foreign[0]!r}: a replayed run must be named replay:..., or it passes for trained")
+    return specs
 
 
 def _read_table(path: Path) -> pd.DataFrame:

@@ -68,7 +68,7 @@ class Sizer:
             return PackSize(min(pack, most), f"runner.pack = {pack}")
         if most == 1:
             return PackSize(1, "no others to pack it with")
-        if not self._section.gpus_per_run and sum(spec.compute_flops for spec in specs) < SHORT_FLOPS:
+        if not self._section.gpus_per_run and sum(spec.own_flops for spec in specs) < SHORT_FLOPS:
             return PackSize(1, "too short to measure what packing brings")
         return choose_size(self.time(specs, most), most)
 
@@ -103,8 +103,10 @@ def measure_packs(specs: Sequence[RunSpec], most: int, section: RunnerSection) -
     The step is not compiled, which would take longer than all of the measurement; where it launches many small kernels
     packing pays for compiled code, too.
     """
-    from foretune.proxies.train import measure_throughput  # torch is imported only where something is trained
+    from foretune.proxies.residents import RESIDENTS  # torch is imported only where something is trained
+    from foretune.proxies.train import measure_throughput
 
+    RESIDENTS.release()
     room = find_room(section)
     seconds: dict[int, float] = {}
     for rows in list_sizes(min(most, len(specs))):

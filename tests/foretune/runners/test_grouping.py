@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from foretune.records import RunSpec
+from foretune.records import Phase, RunSpec
 from foretune.runners.grouping import Group, find_families, group_runs, sum_savings
 from foretune.runners.sizing import Sizer, Timing
 from foretune.sections import RunnerSection
+from foretune.training.packing import find_trunks
 from foretune_factories import make_spec
 
 HORIZONS = (20, 30, 50, 80, 130)
@@ -86,6 +87,29 @@ def test_savings_are_the_trunks_that_are_not_repeated() -> None:
     whole = sum(spec.compute_flops for spec in specs)
     assert whole - saved.flops == pytest.approx(group(specs, pack=1)[0].flops)
     assert sum_savings(specs, RunnerSection(share_trunks=False)).tokens == 0
+
+
+def test_what_parents_have_done_is_not_to_do() -> None:
+    """Runs that go on from different parents are packed, and cost what is left of them."""
+    roots = rates(4, stop_step=10)
+    children = [
+        spec.model_copy(update={"stop_step": 25, "parent_run_id": spec.run_id, "parent_step": 10}) for spec in roots
+    ]
+    (found,) = group(children, pack=4)
+    assert sizes([found]) == [[4]]
+    assert (found.steps, found.rows) == (4 * 15, 4)
+    assert found.flops == pytest.approx(15 / 10 * group(roots, pack=4)[0].flops)
+    assert found.flops == sum(spec.own_flops for spec in children)
+
+
+def test_runs_that_change_end_early_or_go_on_share_no_trunk() -> None:
+    plain = horizons()
+    phase = Phase(start_step=3, settings={"weight_decay": 0.3})
+    for change in ({"stop_step": 12}, {"phases": (phase,)}, {"parent_run_id": "0" * 16, "parent_step": 3}):
+        changed = [spec.model_copy(update=change) for spec in horizons()]
+        assert find_trunks(changed) == {}
+        assert find_trunks([*plain, *changed]) == find_trunks(plain)
+        assert sizes(group(changed, pack=64)) == [[5]]
 
 
 def test_a_trainer_of_somebody_else_is_never_packed() -> None:

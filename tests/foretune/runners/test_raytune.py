@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def execute(section: RunnerSection, specs: list[RunSpec], workspace: Path) -> di
     return {spec.trainer.partition(":")[2]: outcome for spec, outcome in runner.run(specs, ignore)}
 
 
+Rounds = list[list[RunOutcome]]
 FAULTS = ["raise_once", "kill_once", "kill_always", "exit_hard", "return_nothing", "return_nan", "return_nan_domain"]
 
 
@@ -115,6 +117,65 @@ def test_closing_stops_the_workers(tmp_path: Path) -> None:
     pids = [int(file.read_text()) for file in tmp_path.glob("runs/*/pid")]
     assert pids
     assert wait_until_gone(pids, seconds=5)
+
+
+def stream_rounds(section: RunnerSection, workspace: Path, rounds: int, between: Callable[[list[int]], None]) -> Rounds:
+    """Rounds of two runs with a barrier between them, at which nothing runs; the processes of each round."""
+    ended: list[tuple[RunSpec, RunOutcome]] = []
+
+    def make_round(number: int) -> list[RunSpec]:
+        return [make_spec(trainer="toy_trainers:tell_process", seed=2 * number + place) for place in range(2)]
+
+    def more() -> list[RunSpec]:
+        if len(ended) % 2 or len(ended) == 2 * rounds:
+            return []
+        between([int(outcome.device) for _, outcome in ended])
+        return make_round(len(ended) // 2)
+
+    for pair in make_runner(section, workspace=workspace).run(make_round(0), ignore, more=more):
+        ended.append(pair)
+    return [[outcome for _, outcome in ended[first : first + 2]] for first in range(0, len(ended), 2)]
+
+
+def test_workers_stay_from_round_to_round(tmp_path: Path) -> None:
+    """Ray Tune by itself keeps one idle worker; another one would import torch anew in every round."""
+    rounds = stream_rounds(RunnerSection(kind="ray", concurrency=2), tmp_path, 6, lambda processes: None)
+    workers = [sorted(outcome.device for outcome in outcomes) for outcomes in rounds]
+    assert len(set(workers[0])) == 2
+    assert workers == [workers[0]] * 6
+
+
+def test_a_worker_killed_between_rounds_costs_no_attempt(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill(processes: list[int]) -> None:
+        if len(processes) == 4:
+            killed.append(processes[-1])
+            os.kill(processes[-1], signal.SIGKILL)
+            wait_until_gone(processes[-1:], seconds=5)
+
+    rounds = stream_rounds(RunnerSection(kind="ray", concurrency=2, retries=0), tmp_path, 4, kill)
+    assert killed
+    assert [[outcome.status for outcome in outcomes] for outcomes in rounds] == [[RunStatus.COMPLETED] * 2] * 4
+    assert str(killed[0]) not in {outcome.device for outcomes in rounds[2:] for outcome in outcomes}
+
+
+def test_a_fault_within_a_stream_stays_with_its_run(tmp_path: Path) -> None:
+    ended: dict[str, RunOutcome] = {}
+
+    def more() -> list[RunSpec]:
+        names = ["kill_once", "kill_always", "raise_once"]
+        return [make_spec(trainer=f"toy_trainers:{name}") for name in names] if len(ended) == 1 else []
+
+    runner = make_runner(RunnerSection(kind="ray", retries=1), workspace=tmp_path)
+    for spec, outcome in runner.run([make_spec(trainer="toy_trainers:train_toy")], ignore, more=more):
+        ended[spec.trainer.partition(":")[2]] = outcome
+    assert {name: outcome.status.value for name, outcome in ended.items()} == {
+        "train_toy": "completed",
+        "kill_once": "completed",
+        "kill_always": "failed",
+        "raise_once": "completed",
+    }
 
 
 def test_a_storage_that_cannot_be_written_interrupts_the_study(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from foretune.errors import InputError
-from foretune.records import RunSpec, RunStatus
+from foretune.records import Phase, RunSpec, RunStatus
 from foretune.runners import Surface
 from foretune.sections import SurfaceSection
 from foretune.training.schedules import schedule_lr
@@ -123,6 +123,18 @@ def test_rates_far_above_the_optimum_diverge_the_sooner_the_higher() -> None:
     assert late.curve[-1].loss is None
     assert soon.tokens < late.tokens < 6144 * 65536
     assert "last finite loss" in late.reason
+
+
+def test_a_rate_that_is_too_high_loses_the_run_also_when_something_else_changes() -> None:
+    """Ten times the optimum is lost after 8/10 of a stretch that begins at 0: a change before then puts it off."""
+    surface = Surface(SurfaceSection(divergence_factor=8))
+    spec = spec_near_optimum(peak_lr=10 * spec_near_optimum().training.peak_lr)
+    decay = Phase(start_step=3072, settings={"weight_decay": 0.2})
+    whole, changed = (surface.evaluate(one) for one in (spec, spec.model_copy(update={"phases": (decay,)})))
+    assert (whole.status, changed.status) == (RunStatus.DIVERGED, RunStatus.DIVERGED)
+    assert whole.tokens < changed.tokens < spec.tokens
+    part = surface.evaluate(spec.model_copy(update={"stop_step": 3072}))
+    assert part.status is RunStatus.COMPLETED
 
 
 @pytest.mark.parametrize("overrides", [{}, {"schedule": "cosine", "decay_steps": 0, "final_lr_fraction": 0.1}])
