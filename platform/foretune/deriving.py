@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from foretune.errors import InputError
+from foretune.online import resolve_online
 from foretune.quantities import TokensPerParam
-from foretune.records import DataSpec, RampPhase, RunSpec, TrainingSpec, trainer_of
+from foretune.records import DataSpec, RampPhase, Role, RunSpec, TrainingSpec, trainer_of
+from foretune.repetition import match_repetition
 from foretune.sections import ScaleSection, TrainingSection
-from foretune.settings import SCHEDULES_WITH
+from foretune.sections.spaces import RUNG
+from foretune.settings import LR_RANGE, SCHEDULES_WITH
 from foretune.shaping import measure_rung, resolve_model
-from foretune.study import Study
+from foretune.space import Derived
+from foretune.study import Study, choose_depth
+from foretune.variation import PROXY_KEYS, find_value_problems, read_setting, vary_proxy
 
 
 @dataclass(frozen=True)
@@ -33,28 +38,90 @@ class CorpusFacts:
 
 
 def resolve_run(
-    study: Study, scale: ScaleSection, point: Mapping[str, Any], corpus: CorpusFacts, *, verification: bool = False
+    study: Study, scale: ScaleSection, point: Mapping[str, Any], corpus: CorpusFacts, *, role: Role = "search"
 ) -> RunSpec:
-    """One run with every derived number in it. `point` gives the searched values by their names in the space."""
+    """One run with every derived number in it. `point` gives the searched values by their names in the space.
+
+    Raises InputError where a mixture names another domain than the corpus has, or a rule of the space leads to a value
+    that its setting cannot have.
+    """
+    point = complete_point(study, scale, point, corpus)
+    mixture = _resolve_mixture(point, corpus)
+    varied = study.model_copy(update={"proxy": vary_proxy(study.proxy, point)})
     training = study.training.model_copy(update={k: v for k, v in point.items() if k in TrainingSection.model_fields})
     return RunSpec(
         study=study.study.name,
         scale=scale.name,
-        role="verification" if verification else "search",
+        role=role,
         trainer=trainer_of(study.trainable, study.runner),
         model=resolve_model(
-            study, scale, str(point.get("parametrization", study.proxy.parametrization)), corpus.vocab_size
+            varied, scale, str(point.get("parametrization", study.proxy.parametrization)), corpus.vocab_size
         ),
         data=DataSpec(
             corpus_digest=corpus.digest,
             seq_len=study.data.seq_len,
-            mixture=dict(corpus.mixture),
+            mixture=mixture,
             validation_sequences=study.data.validation_sequences,
+            unique_tokens=match_repetition(study, resolve_horizon(study, scale, corpus), corpus.train_tokens),
             section=study.data,
         ),
-        training=_resolve_training(training, resolve_horizon(study, scale, corpus), study.data.seq_len),
+        training=resolve_online(
+            _resolve_training(training, resolve_horizon(study, scale, corpus), study.data.seq_len),
+            training,
+            study.data.seq_len,
+            mixture,
+        ),
         seed=int(point.get("seed", study.study.seed)),
     )
+
+
+def _resolve_mixture(point: Mapping[str, Any], corpus: CorpusFacts) -> dict[str, float]:
+    mixture = dict(point.get("mixture", corpus.mixture))
+    if unknown := sorted(set(mixture) - set(corpus.mixture)):
+        raise InputError(
+            f"search.space.mixture: no domain {unknown[0]!r} in the corpus; it has {', '.join(corpus.mixture)}"
+        )
+    return {name: mixture.get(name, 0.0) for name in corpus.mixture}
+
+
+def complete_point(
+    study: Study, scale: ScaleSection, point: Mapping[str, Any], corpus: CorpusFacts
+) -> Mapping[str, Any]:
+    """The point with the numbers that follow from it by the rules of its branch; what it gives itself stands."""
+    rules = {key: rule for key, rule in study.search.leaf_at(point).space.items() if isinstance(rule, Derived)}
+    complete = dict(point)
+
+    def find(key: str) -> float:
+        if key in RUNG:
+            return _measure(study, scale, corpus, key)
+        if key not in complete and key in rules:
+            complete[key] = rules[key].follow(find(rules[key].of))
+        number = complete[key] if key in complete else read_setting(study, key)
+        assert number is not None, "Study checks that what is followed has a value"
+        return float(number)
+
+    for key in rules:
+        find(key)
+        if problems := _list_rule_problems(study, key, complete[key]):
+            raise InputError(f"search.space.{key}: at scale {scale.name!r} {rules[key].of} leads to {problems[0]}")
+    return complete
+
+
+def _measure(study: Study, scale: ScaleSection, corpus: CorpusFacts, name: str) -> float:
+    """A number of the rung itself, by its name in `RUNG`."""
+    if name == "tokens":
+        return resolve_horizon(study, scale, corpus)
+    shape = measure_rung(study, scale, corpus.vocab_size)
+    sizes = {"width": scale.width, "depth": choose_depth(study.proxy, scale)}
+    return float(sizes.get(name, shape.params_non_embedding))
+
+
+def _list_rule_problems(study: Study, key: str, value: float) -> list[str]:
+    problems = find_value_problems(study.proxy if key in PROXY_KEYS else study.training, key, value)
+    low, high = LR_RANGE
+    if key == "peak_lr" and study.training.optimizer != "prodigy" and not low <= value <= high:
+        problems.append(f"a rate outside [{low:g}, {high:g}], {value:g}; change the rule's coefficient")
+    return problems
 
 
 def resolve_horizon(study: Study, scale: ScaleSection, corpus: CorpusFacts) -> int:

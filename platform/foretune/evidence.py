@@ -73,8 +73,8 @@ def _check_mixtures(frame: pd.DataFrame) -> None:
         return
     distinct = (shares / SAME_SHARE).round().drop_duplicates()
     raise InputError(
-        f"the runs have {len(distinct)} data mixtures, whose losses do not measure one thing; fit the runs of one of them, "
-        "or give --pool mixture to fit them together all the same"
+        f"the runs have {len(distinct)} data mixtures, whose losses do not measure one thing; fit the runs of one of "
+        "them, or give --pool mixture to fit them together all the same"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from foretune.sections import LR_FREE, ScaleSection, SearchSection, TrainingSection
+from foretune.sections import ADAMW, LR_FREE, Leaf, ScaleSection, TrainingSection
 
 LR_RANGE = (1e-7, 0.5)
 """Peak learning rates outside it are taken for slips of the keyboard (assumption)."""
@@ -13,9 +13,9 @@ PRODIGY_LR_RANGE = (1e-2, 10.0)
 """Prodigy multiplies an estimated distance, so that 1 is its usual rate (Mishchenko and Defazio 2023; assumption)."""
 
 OPTIMIZERS_WITH: dict[str, tuple[str, ...]] = {
-    "beta1": ("adamw", "nadamw", "lion", "muon", "schedulefree", "prodigy"),
-    "beta2": ("adamw", "nadamw", "lion", "muon", "schedulefree", "prodigy"),
-    "eps": ("adamw", "nadamw", "muon", "schedulefree", "prodigy"),
+    "beta1": (*ADAMW, "lion", "muon", "schedulefree", "prodigy"),
+    "beta2": (*ADAMW, "lion", "muon", "schedulefree", "prodigy"),
+    "eps": (*ADAMW, "muon", "schedulefree", "prodigy"),
     "momentum": ("sgd", "muon"),
 }
 """The optimizers that a setting has an effect on, where there are others (muon trains vectors by AdamW)."""
@@ -32,7 +32,7 @@ SCHEDULES_WITH: dict[str, tuple[str, ...]] = {
 
 def find_training_problems(
     training: TrainingSection,
-    search: SearchSection,
+    search: Leaf,
     scales: Sequence[ScaleSection],
     seq_len: int,
     parametrizations: Sequence[str],
@@ -78,19 +78,19 @@ def find_batch_problems(key: str, batch: int, training: TrainingSection, seq_len
     return []
 
 
-def _lr_problems(training: TrainingSection, search: SearchSection, optimizers: Sequence[str]) -> Iterator[str]:
+def _lr_problems(training: TrainingSection, search: Leaf, optimizers: Sequence[str]) -> Iterator[str]:
     rates = _list_rates(training, search)
-    if not rates:
+    if not rates and "peak_lr" not in search.space:
         yield "training.peak_lr: no learning rate; give it here or as search.space.peak_lr"
     low, high = PRODIGY_LR_RANGE if set(optimizers) == {"prodigy"} else LR_RANGE
     for key, rate in rates:
-        if not low <= rate <= high:
+        if rate > 0 and not low <= rate <= high:
             plausible = 1.0 if high > 1 else _plausible_lr(rate)
             lowest = f"{low:g}".replace("e-0", "e-")
             yield f"{key}: must lie in [{lowest}, {high:g}], got {rate:g}; did you mean {plausible:g}?"
 
 
-def _all_batch_problems(training: TrainingSection, search: SearchSection, seq_len: int) -> Iterator[str]:
+def _all_batch_problems(training: TrainingSection, search: Leaf, seq_len: int) -> Iterator[str]:
     for batch in search.axis("batch_tokens"):
         yield from find_batch_problems("search.space.batch_tokens", batch, training, seq_len)
     yield from find_batch_problems("training.batch_tokens", training.batch_tokens, training, seq_len)
@@ -104,7 +104,7 @@ def _phase_problems(training: TrainingSection, schedules: Sequence[str]) -> Iter
         )
 
 
-def _final_lr_problems(training: TrainingSection, search: SearchSection) -> Iterator[str]:
+def _final_lr_problems(training: TrainingSection, search: Leaf) -> Iterator[str]:
     final = training.final_lr
     for key, rate in _list_rates(training, search):
         if final is not None and final > rate:
@@ -129,7 +129,7 @@ def _optimizer_problems(
 
 
 def _idle_problems(
-    training: TrainingSection, search: SearchSection, optimizers: Sequence[str], schedules: Sequence[str]
+    training: TrainingSection, search: Leaf, optimizers: Sequence[str], schedules: Sequence[str]
 ) -> Iterator[str]:
     """Settings that would change nothing: those of the table at another value than their default, which a resolved
     study states too, and dimensions of the space, whose runs would be repeats."""
@@ -142,7 +142,7 @@ def _idle_problems(
 
 
 def _list_idle(
-    training: TrainingSection, search: SearchSection, optimizers: Sequence[str], schedules: Sequence[str]
+    training: TrainingSection, search: Leaf, optimizers: Sequence[str], schedules: Sequence[str]
 ) -> Iterator[tuple[str, str, str]]:
     """The settings without an effect in this study, each with the reason and what to try."""
     for kind, used, users in (("optimizer", optimizers, OPTIMIZERS_WITH), ("schedule", schedules, SCHEDULES_WITH)):
@@ -156,13 +156,13 @@ def _list_idle(
         yield "weight_decay", "the timescale decides the weight decay of each run", "leave out one of them"
 
 
-def _timescale_problems(search: SearchSection, optimizers: Sequence[str]) -> Iterator[str]:
+def _timescale_problems(search: Leaf, optimizers: Sequence[str]) -> Iterator[str]:
     for optimizer in optimizers if "timescale" in search.space else ():
-        if optimizer not in ("adamw", "nadamw"):
+        if optimizer not in ADAMW:
             yield f"search.space.timescale: it is that of AdamW's weight decay; give weight_decay with {optimizer!r}"
 
 
-def _ramp_problems(training: TrainingSection, search: SearchSection, scales: Sequence[ScaleSection]) -> Iterator[str]:
+def _ramp_problems(training: TrainingSection, search: Leaf, scales: Sequence[ScaleSection]) -> Iterator[str]:
     if not training.ramp_tokens:
         return
     largest = max(search.axis("batch_tokens") or (training.batch_tokens,))
@@ -180,9 +180,9 @@ def _ramp_problems(training: TrainingSection, search: SearchSection, scales: Seq
             )
 
 
-def _list_rates(training: TrainingSection, search: SearchSection) -> list[tuple[str, float]]:
+def _list_rates(training: TrainingSection, search: Leaf) -> list[tuple[str, float]]:
     """The learning rates that are run, by their key; that of the table stands for points without a space's."""
-    rates = [("search.space.peak_lr", float(rate)) for rate in search.axis("peak_lr")]
+    rates = [("search.space.peak_lr", float(rate)) for rate in search.extremes("peak_lr")]
     return rates if training.peak_lr is None else [*rates, ("training.peak_lr", training.peak_lr)]
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 
 from foretune.accounting import choose_ffn_width
 from foretune.errors import InputError
+from foretune.online import find_online_problems
 from foretune.sections import (
     BudgetSection,
     DataSection,
@@ -31,7 +32,8 @@ from foretune.sections import (
     VerificationSection,
     as_tuple,
 )
-from foretune.settings import find_batch_problems, find_training_problems
+from foretune.settings import find_batch_problems
+from foretune.variation import find_space_problems, list_proxies
 
 
 class Study(Section):
@@ -66,8 +68,9 @@ class Study(Section):
             *_proxy_problems(self),
             *_expert_problems(self),
             *_scale_problems(self),
-            *_space_problems(self),
-            *_training_problems(self),
+            *_variation_problems(self),
+            *find_space_problems(self),
+            *find_online_problems(self.training, self.search, self.proxy, self.runner, self.trainable),
             *_reference_problems(self),
         ]
         if problems:
@@ -208,23 +211,13 @@ def _scale_problems(study: Study) -> list[str]:
     return problems
 
 
-def _space_problems(study: Study) -> list[str]:
-    """Values of the space are held to the range of the field that they stand in for."""
-    homes: dict[str, BaseModel] = {"seed": study.study}
-    problems = []
-    for key in study.search.space:
-        home = homes.get(key, study.training)
-        for value in study.search.axis(key) if key in type(home).model_fields else ():
-            try:
-                type(home).model_validate({**home.model_dump(exclude_none=True), key: value})
-            except ValidationError as error:
-                problems += [f"search.space.{key}: {item['msg'].lower()}, got {value!r}" for item in error.errors()]
-    return problems
-
-
-def _training_problems(study: Study) -> list[str]:
-    branches = study.search.axis("parametrization") or (study.proxy.parametrization,)
-    return find_training_problems(study.training, study.search, study.scales, study.data.seq_len, branches)
+def _variation_problems(study: Study) -> list[str]:
+    """What is wrong with the models that the space makes of `[proxy]`, beside what is wrong with that itself."""
+    proxies, problems = list_proxies(study)
+    for proxy in proxies:
+        varied = study.model_copy(update={"proxy": proxy})
+        problems += [*_proxy_problems(varied), *_expert_problems(varied)]
+    return [line for line in dict.fromkeys(problems) if line not in (*_proxy_problems(study), *_expert_problems(study))]
 
 
 def _reference_problems(study: Study) -> list[str]:
@@ -236,6 +229,8 @@ def _reference_problems(study: Study) -> list[str]:
         problems.append("verification.scale: it is held out, so the study needs at least one other scale")
     if study.trainable and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", study.trainable):
         problems.append(f"trainable: must read package.module:function, got {study.trainable!r}")
+    if study.data.repetition_matched and study.target is None:
+        problems.append("data.repetition_matched: needs the tokens of the large run; give them as [target] tokens")
     return [*problems, *_point_problems(study, names)]
 
 
@@ -293,7 +288,11 @@ def _anchor_paths(study: Study, folder: Path) -> Study:
     tokenizer = anchor(study.data.tokenizer) if is_file else study.data.tokenizer
     data = study.data.model_copy(update={"domains": domains, "tokenizer": tokenizer})
     runner = study.runner.model_copy(update={"table": anchor(study.runner.table)})
-    return study.model_copy(update={"data": data, "runner": runner})
+    replay = study.search.replay
+    if replay is not None:
+        replay = replay.model_copy(update={"file": anchor(replay.file)})
+    search = study.search.model_copy(update={"replay": replay})
+    return study.model_copy(update={"data": data, "runner": runner, "search": search})
 
 
 def _explain(error: ValidationError) -> list[str]:

@@ -126,7 +126,7 @@ def test_snapshot_reads_back_to_the_same_study() -> None:
         ("search.space.peak_lr", {"low": 0.1, "high": 0.01}, "low must be below high, got low=0.1, high=0.01"),
         ("search.space.layers", [1, 2], "search.space.layers: unknown dimension; a space may vary"),
         ("search.space.parametrization", ["mub"], "must be one of standard, mup, depth-mup, completep, got 'mub'"),
-        ("search.strategy", "gird", "search.strategy: input should be 'grid' or 'points', got 'gird'"),
+        ("search.strategy", "gird", "search.strategy: input should be 'grid', 'points', 'random', 'qmc', 'tpe', 'gp'"),
         ("verification.scale", "huge", "verification.scale: no such scale 'huge'; scales: small, large"),
         ("runner.kind", "replay", "the replay runner needs either table or [runner.surface]"),
         ("data.mixture", {"a": 0.5, "b": 0.6}, "mixture shares must sum to 1, got 1.1; normalised: a = 0.454545"),
@@ -134,7 +134,11 @@ def test_snapshot_reads_back_to_the_same_study() -> None:
         ("data.corpus", "files", "[data.domains.NAME] tables are needed"),
         ("trainable", "train", "trainable: must read package.module:function, got 'train'"),
         ("target.params", 2**63, "target.params: must fit in 64 bits"),
-        ("training.optimizer", "adam", "training.optimizer: input should be 'adamw', 'nadamw', 'lion', 'sgd', 'muon'"),
+        (
+            "training.optimizer",
+            "adam",
+            "training.optimizer: input should be 'adamw', 'nadamw', 'nadamw_constant', 'lion', 'sgd'",
+        ),
         ("training.power_exponent", 0.51, "training.power_exponent: input should be less than 0, got 0.51"),
         ("training.power_exponent", -51, "training.power_exponent: input should be greater than or equal to -2"),
         ("training.ramp_doublings", 0, "training.ramp_doublings: input should be greater than or equal to 1, got 0"),
@@ -144,7 +148,7 @@ def test_snapshot_reads_back_to_the_same_study() -> None:
         (
             "search.space.optimizer",
             ["adam"],
-            "must be one of adamw, nadamw, lion, sgd, muon, schedulefree, prodigy, got",
+            "must be one of adamw, nadamw, nadamw_constant, lion, sgd, muon, schedulefree, prodigy, got",
         ),
         ("search.space.schedule", ["linear"], "must be one of wsd, cosine, constant, power, got 'linear'"),
         ("search.space.schedule", {"low": 1, "high": 2}, "search.space.schedule: give a list of at least one value"),
@@ -179,7 +183,7 @@ def test_bad_input_is_refused_with_what_to_try(path: str, value: object, said: s
             {"optimizer": "sgd"},
             {"beta2": [0.9, 0.95]},
             "search.space.beta2: the optimizer 'sgd' does without it, so its runs would be repeats; leave it out, or "
-            "take one of adamw, nadamw, lion, muon, schedulefree, prodigy",
+            "take one of adamw, nadamw, nadamw_constant, lion, muon, schedulefree, prodigy",
         ),
         ({}, {"optimizer": ["sgd", "lion"], "eps": [1e-8, 1e-7]}, "search.space.eps: the optimizer 'sgd' does without"),
         (

@@ -51,7 +51,10 @@ class DataSection(Section):
     mixture: dict[str, Quantity] = Field(default_factory=dict)
     """Share of training tokens per domain, summing to 1; empty takes each domain's share of the corpus."""
     max_epochs: Quantity = Field(default=4.0, gt=0)
-    """Most often that a domain may be repeated in one run (4 is nearly free: Muennighoff et al. 2023)."""
+    """Most often that a domain may be repeated in one run (4 is nearly free: Muennighoff et al. 2023); a search over
+    mixtures allows none by which `[target]` would repeat one more often."""
+    repetition_matched: bool = False
+    """Hold every run to so few tokens of each domain that it repeats them as often as `[target]` will, on all."""
 
     @model_validator(mode="after")
     def _check_domains(self) -> DataSection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 from pydantic import Field
 
@@ -53,6 +54,8 @@ class TargetSection(Section):
     """Training tokens, or `20xN`."""
     seq_len: Count = Field(default=0, ge=0)
     """Tokens per sequence of the target; 0 takes that of `[data]`."""
+    domain_tokens: dict[str, Annotated[Count, Field(ge=1)]] = Field(default_factory=dict)
+    """Distinct training tokens that a domain will hold for the target; where it is not named, what `[data]` holds."""
 
     @property
     def tokens_resolved(self) -> int:

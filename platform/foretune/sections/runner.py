@@ -48,6 +48,9 @@ class SurfaceSection(Section):
     """Relative loss at one e-fold from the optimal batch."""
     steepness: Quantity = Field(default=0.5, ge=0)
     """How much faster the loss rises above the optimal learning rate than below it; 0 is symmetric."""
+    mixing: dict[str, dict[str, Quantity]] = Field(default_factory=dict)
+    """Log-linear mixing law: of each domain with held-out text, by how much the log of its loss changes with the share
+    of each domain; the domains are those of `[data] mixture`. Empty: no loss depends on the mixture."""
     noise: Quantity = Field(default=0.0005, ge=0)
     """Standard deviation of the log loss between seeds."""
     divergence_factor: Quantity = Field(default=12.0, gt=1)

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, TypeAdapter, ValidationError, model_validator
-from pydantic.json_schema import JsonSchemaValue
+from pydantic import BeforeValidator, Field, model_validator
 
-from foretune.quantities import Count, Quantity, parse_count, parse_quantity
-from foretune.sections.base import PARAMETRIZATIONS, Name, Parametrization, Section, as_tuple
-from foretune.sections.training import Optimizer, Schedule
-from foretune.space import Choice, LogRange
+from foretune.quantities import Count, Quantity
+from foretune.sections.autolrs import AutoLRSSection
+from foretune.sections.base import Name, Parametrization, Section, as_tuple
+from foretune.sections.halving import HalvingSection
+from foretune.sections.mixing import MixtureSearchSection
+from foretune.sections.population import PopulationSection, ReplaySection
+from foretune.sections.spaces import BranchSection, Leaf, Space, find_tree_problems, list_leaves
 
-VARIABLE: dict[str, Callable[[Any], Any]] = {
-    "peak_lr": parse_quantity,
-    "batch_tokens": parse_count,
-    "weight_decay": parse_quantity,
-    "timescale": parse_quantity,
-    "beta1": parse_quantity,
-    "beta2": parse_quantity,
-    "momentum": parse_quantity,
-    "eps": parse_quantity,
-    "clip_norm": parse_quantity,
-    "final_lr_fraction": parse_quantity,
-    "optimizer": str,
-    "schedule": str,
-    "parametrization": str,
-    "seed": parse_count,
-}
-"""What a space may vary, and how its values are read."""
-TEXTS: dict[str, tuple[str, ...]] = {
-    "optimizer": get_args(Optimizer),
-    "schedule": get_args(Schedule),
-    "parametrization": PARAMETRIZATIONS,
-}
-"""The values that a dimension of texts may take."""
+StrategyName = Literal[
+    "grid", "points", "random", "qmc", "tpe", "gp", "halving", "pbt", "mixture", "autolrs", "bilevel"
+]
 
 
 class PointSection(Section):
@@ -53,89 +35,92 @@ class PointSection(Section):
     """Seed of data order and initial weights; that of `[study]` unless given."""
 
 
-class _SpaceAsWritten:
-    """Says in the JSON Schema how a space is written, which is not how it is kept."""
-
-    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """A list of values for every dimension, or for numbers a table of bounds."""
-        _choice, bounds = handler(core)["additionalProperties"]["anyOf"]
-        return {
-            "type": "object",
-            "properties": {key: _describe_dimension(key, bounds) for key in VARIABLE},
-            "additionalProperties": False,
-            "minProperties": 1,
-        }
+BaselineName = Literal["calibrated_nadamw", "schedulefree", "prodigy"]
 
 
 class SearchSection(Section):
     """`[search]`: which runs are tried."""
 
-    strategy: Literal["grid", "points"] = "grid"
-    """`grid`: every combination of the space's values at every scale; `points`: only the runs named one by one."""
+    strategy: StrategyName = "grid"
+    """`grid`: every combination of the space's values at every scale; `points`: only the runs named one by one;
+    `random`, `qmc`, `tpe`, `gp`: `runs` settings at every scale, drawn at random, evenly, or where past runs promise
+    most; `halving`: many begun, the better ones gone on with; `pbt`: a population whose settings change as it trains;
+    `mixture`: data mixtures by a Gaussian process over sizes; `autolrs`: a learning rate searched while training;
+    `bilevel`: mixtures that runs learn along the way (`[training.mixture_learning]`), then trained from scratch."""
+    runs: Count = Field(default=16, ge=1)
+    """Settings that a strategy other than `grid` and `points` tries at each scale."""
+    batch: Count = Field(default=4, ge=1)
+    """Settings that are decided on together, before their results are seen."""
+    synchronous: bool = True
+    """Whether a decision waits for all runs before it, so that a study ends the same however it was interrupted;
+    otherwise it is taken as soon as there is room for a run."""
+    objective: dict[str, Annotated[Quantity, Field(ge=0)]] = Field(default_factory=dict)
+    """Weights of the held-out losses per domain of which the sum is minimised; empty takes the run's `loss`, which its
+    own mixture weighs, so that a search over mixtures needs it."""
     metric: Literal["loss"] = "loss"
     """What is minimised: the held-out loss at the end of a run."""
-    space: Annotated[dict[str, Choice | LogRange], _SpaceAsWritten()] = Field(min_length=1)
+    space: Space = Field(min_length=1)
     """What is varied: `peak_lr = { low = "2^-10", high = "2^-4", factor = 2 }` or a list of values."""
+    branches: Annotated[tuple[BranchSection, ...], BeforeValidator(as_tuple)] = ()
+    """What is varied in some cases only: a tree, of which every run takes one way down."""
     points: Annotated[tuple[PointSection, ...], BeforeValidator(as_tuple)] = ()
     """Single runs: those of strategy `points`, or further ones beside a grid."""
+    halving: HalvingSection | None = None
+    """When runs are stopped and which go on; strategy `halving` needs it."""
+    population: PopulationSection | None = None
+    """How a population trains; strategy `pbt` needs it."""
+    replay: ReplaySection | None = None
+    """A schedule of settings to train from scratch, beside the strategy's own runs."""
+    mixture: MixtureSearchSection | None = None
+    """How strategy `mixture` searches."""
+    autolrs: AutoLRSSection = Field(default_factory=AutoLRSSection)
+    """How strategy `autolrs` searches a learning rate."""
+    baselines: Annotated[tuple[BaselineName, ...], BeforeValidator(as_tuple)] = ()
+    """Fixed settings that every search is scored against, trained beside it at the same rungs and with the same seeds:
+    `calibrated_nadamw` (AlgoPerf's), `schedulefree`, `prodigy`. No fit sees them."""
+    soup: Literal["", "greedy", "uniform"] = ""
+    """Average, at the end, the weights of runs that share their first half: `uniform` takes all of them, `greedy` adds
+    each that lowers the held-out loss, best first (Wortsman et al. 2022). Recorded as a run; no fit sees it."""
 
     @model_validator(mode="after")
     def _check_points(self) -> SearchSection:
-        if self.strategy == "points" and not self.points:
-            raise ValueError('strategy = "points" needs [[search.points]]; `foretune next` proposes some')
+        if self.strategy == "points" and not self.points and not (self.replay and self.replay.file):
+            raise ValueError(
+                'strategy = "points" needs [[search.points]], which `foretune next` proposes, or a [search.replay] file'
+            )
         return self
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_space(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict) or not isinstance(raw.get("space"), dict):
-            return raw
-        space, problems = {}, []
-        for key, value in raw["space"].items():
-            try:
-                space[key] = _read_dimension(key, value)
-            except ValidationError as error:
-                problems += [f"space.{_locate(key, item)}" for item in error.errors()]
-            except ValueError as error:
-                problems.append(f"space.{key}: {error}")
-        if problems:
+    @model_validator(mode="after")
+    def _check_tree(self) -> SearchSection:
+        if problems := find_tree_problems(self.space, self.branches):
             raise ValueError("\n".join(problems))
-        return {**raw, "space": space}
+        return self
+
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Every way down the branches as a flat space; one where there are none."""
+        return list_leaves(self.space, self.branches)
+
+    def leaf_at(self, point: Mapping[str, Any]) -> Leaf:
+        """The way down that a point took, by its `branch`; what is above all branches where it names none."""
+        above = list_leaves(self.space, ())
+        return next((leaf for leaf in (*self.leaves(), *above) if leaf.name == point.get("branch", "")), above[0])
+
+    def list_keys(self) -> tuple[str, ...]:
+        """Everything that the space and its branches vary or set."""
+        return tuple(dict.fromkeys(key for leaf in self.leaves() for key in leaf.space))
 
     def axis(self, name: str) -> tuple[Any, ...]:
-        """The grid values of one dimension, whole numbers where they count things; empty when it is not searched."""
-        return tuple(VARIABLE[name](value) for value in self.space[name].grid()) if name in self.space else ()
+        """The grid values of one dimension in all branches; empty when it is not searched, or has no grid."""
+        return _distinct(value for leaf in self.leaves() for value in leaf.axis(name))
 
 
-def _locate(key: str, item: Any) -> str:
-    inner = ".".join(str(part) for part in item["loc"])
-    return f"{key}{'.' if inner else ''}{inner}: {item['msg'].removeprefix('Value error, ')}, got {item['input']!r}"
-
-
-def _read_dimension(key: str, value: Any) -> Choice | LogRange:
-    """A dimension of the space from a list of values or a table of bounds."""
-    if isinstance(value, Choice | LogRange):
-        return value
-    if key not in VARIABLE:
-        raise ValueError(f"unknown dimension; a space may vary {', '.join(sorted(VARIABLE))}")
-    if isinstance(value, dict) and VARIABLE[key] is not str:
-        return LogRange(**value)
-    if not isinstance(value, list) or not value:
-        raise ValueError("give a list of at least one value, or for numbers a table with low, high and factor")
-    if VARIABLE[key] is str:
-        unknown = [item for item in value if item not in TEXTS[key]]
-        if unknown:
-            raise ValueError(f"must be one of {', '.join(TEXTS[key])}, got {unknown[0]!r}")
-        return Choice(values=tuple(value))
-    return Choice(values=tuple(VARIABLE[key](item) for item in value))
-
-
-def _describe_dimension(key: str, bounds: JsonSchemaValue) -> JsonSchemaValue:
-    values: JsonSchemaValue = {"type": "array", "minItems": 1, "uniqueItems": True}
-    if key in TEXTS:
-        return {**values, "items": {"enum": list(TEXTS[key])}}
-    number = TypeAdapter(Count if VARIABLE[key] is parse_count else Quantity)
-    return {"anyOf": [{**values, "items": number.json_schema()}, bounds]}
+def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Each value once; mixtures are tables, which cannot be hashed."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return tuple(found)
 
 
 class VerificationSection(Section):

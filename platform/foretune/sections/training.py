@@ -8,9 +8,13 @@ from pydantic import Field, model_validator
 
 from foretune.quantities import Count, Quantity
 from foretune.sections.base import Section
+from foretune.sections.online import MixtureLearningSection, SelfTuningSection
 
-Optimizer = Literal["adamw", "nadamw", "lion", "sgd", "muon", "schedulefree", "prodigy"]
+Optimizer = Literal["adamw", "nadamw", "nadamw_constant", "lion", "sgd", "muon", "schedulefree", "prodigy"]
 Schedule = Literal["wsd", "cosine", "constant", "power"]
+Reweighting = Literal["none", "linupper", "quadratic", "extremes"]
+ADAMW: tuple[Optimizer, ...] = ("adamw", "nadamw", "nadamw_constant")
+"""AdamW and its kin: they have a timescale of the weight decay."""
 LR_FREE: tuple[Optimizer, ...] = ("schedulefree", "prodigy")
 """Optimizers without a learning-rate schedule, from their own packages."""
 
@@ -19,9 +23,10 @@ class TrainingSection(Section):
     """`[training]`: the optimizer and its schedule. Fields named in `[search.space]` are varied instead."""
 
     optimizer: Optimizer = "adamw"
-    """`adamw` (Loshchilov and Hutter 2019), `nadamw` (with Nesterov momentum), `lion` (Chen et al. 2023), `sgd` with
-    momentum, `muon` for hidden matrices with AdamW for the rest (Jordan et al. 2024), and two without a learning-rate
-    schedule to choose: `schedulefree` (Defazio et al. 2024) and `prodigy` (Mishchenko and Defazio 2023)."""
+    """`adamw` (Loshchilov and Hutter 2019), `nadamw` (with Nesterov momentum that rises), `nadamw_constant` (the same
+    with constant momentum, as in AlgoPerf), `lion` (Chen et al. 2023), `sgd` with momentum, `muon` for hidden matrices
+    with AdamW for the rest (Jordan et al. 2024), and two without a learning-rate schedule to choose: `schedulefree`
+    (Defazio et al. 2024) and `prodigy` (Mishchenko and Defazio 2023)."""
     peak_lr: Annotated[Quantity, Field(gt=0)] | None = None
     """Peak learning rate, at the base width under muP; needed here or in the space."""
     batch_tokens: Count = Field(ge=1)
@@ -67,6 +72,20 @@ class TrainingSection(Section):
     spikes: Literal["record", "skip"] = "record"
     """What a loss spike does: `record` it only, or `skip` the step, try its batch again, and stop when spikes persist
     (Ling Team 2025, arXiv 2503.05139)."""
+    reweighting: Reweighting = "none"
+    """How sequences are weighed by their loss in the step (Sow et al. 2025): `linupper` plays down the easy ones,
+    `quadratic` the easy and the hard, `extremes` those between. The losses that are recorded stay plain means."""
+    reweighting_temperature: Quantity = Field(default=1.0, gt=0)
+    """r of the weights softmax(score / r), scores in [0, 1]: the smaller, the further the weights are apart."""
+    reweighting_burn_in: Quantity = Field(default=0.05, ge=0, lt=1)
+    """Share of the run with equal weights, at its beginning (1,000 of 20,000 steps in the paper)."""
+    mixture_learning: MixtureLearningSection | None = None
+    """Learn the mixture of domains along the run, from two copies of the model."""
+    dropout: Quantity = Field(default=0.0, ge=0, lt=1)
+    """Share of the feed-forward's outputs that a training step leaves out at random, the others scaled up (Srivastava
+    et al. 2014); nothing is left out where a run is judged."""
+    self_tuning: SelfTuningSection | None = None
+    """Tune regularisation along the run, by the loss on reference text."""
     diagnoses: int = Field(default=20, ge=0, le=200)
     """Measurements along the run of gradient noise, update norms and logit maxima, at most one in 16 steps; 0: none."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -80,6 +99,6 @@ class TrainingSection(Section):
     def _check_exclusive(self) -> TrainingSection:
         if self.final_lr is not None and self.final_lr_fraction:
             raise ValueError("give either final_lr or final_lr_fraction, and only one of them")
-        if self.timescale is not None and self.optimizer not in ("adamw", "nadamw"):
+        if self.timescale is not None and self.optimizer not in ADAMW:
             raise ValueError(f"timescale is that of AdamW's weight decay; give weight_decay with {self.optimizer!r}")
         return self
