@@ -1,4 +1,5 @@
-"""The command line: verbs and paths, no knobs. Each verb is one call into `verbs.py` or `gates/verbs.py`."""
+"""The command line: verbs and paths, no knobs. Each verb is one call into `verbs.py`, `gates/verbs.py`
+or `search/verbs.py`."""
 
 from __future__ import annotations
 
@@ -41,8 +42,9 @@ def _find_verb(name: str) -> Callable[[argparse.Namespace], int | None]:
     """What a verb does; found only when it is called, so that `--help` imports nothing."""
     from foretune import verbs
     from foretune.gates import verbs as gate_verbs
+    from foretune.search import verbs as search_verbs
 
-    room = verbs if hasattr(verbs, f"do_{name}") else gate_verbs
+    room = next(room for room in (verbs, gate_verbs, search_verbs) if hasattr(room, f"do_{name}"))
     found: Callable[[argparse.Namespace], int | None] = getattr(room, f"do_{name}")
     return found
 
@@ -69,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_study_verbs(verbs)
     _add_gate_verbs(verbs)
+    _add_search_verbs(verbs)
     _add_ledger_verbs(verbs)
     _add_query_verbs(verbs)
     return parser
@@ -111,6 +114,17 @@ def _add_gate_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         verb.add_argument("--results", default="results", metavar="FOLDER", help="where results/STUDY/ is written")
         _add_ledger(verb)
         _add_format(verb)
+
+
+def _add_search_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    lineage = verbs.add_parser("lineage", help="who copied whom in a population, and the schedule that came of it")
+    lineage.add_argument("study", metavar="STUDY", help="folder, TOML file, or name in the ledger")
+    lineage.add_argument(
+        "--to", default="", metavar="FILE", help="write the schedule: .toml or .json to replay, or .csv"
+    )
+    lineage.add_argument("--results", default="results", metavar="FOLDER", help="where results/STUDY/ is written")
+    _add_ledger(lineage)
+    _add_format(lineage)
 
 
 def _add_ledger_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
