@@ -1,0 +1,248 @@
+"""A Gaussian process over mixtures and fidelities whose prior is a law of mixtures.
+
+Legend: n runs, m mixtures asked for, d domains, L fidelities, P parameters of the law
+    ln loss (r, l) = o_l + law(r; theta) + process + noise;  covariance: `covariances`
+    o_l    level of a fidelity, free
+    law    the diminishing (log-linear) mixing law, linear in theta around its fit at the commonest fidelity, with
+           its own prior of theta: runs that were fitted are not counted twice, as they would be with a fixed mean
+Hyperparameters maximise the marginal likelihood under weak priors (Rasmussen and Williams 2006, section 5.4.1). All is
+plain linear algebra on at most some hundreds of runs; the posterior is BoTorch's (tested), without the import of torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from foretune.errors import InputError
+from foretune.search.mixing.covariances import (
+    Points,
+    Scales,
+    covary_levels,
+    measure_distances,
+    shape_wave,
+    warp_shares,
+)
+from foretune.search.mixing.problem import IntArray, MixingProblem, Observed
+from foretune.search.mixing.simplex import FloatArray
+from scalelaws.engines.nonlinear import Noise, Task, find_best, to_coordinates
+from scalelaws.laws.mixture import DiminishingMixture
+from scalelaws.mixtures.process import LENGTH, LENGTH_SD
+from scalelaws.observations import MIXTURE_PREFIX
+
+BENT, NOISE = 0.5, 0.01
+"""Expected shares of `bent` and of the noise in the variance of ln loss (an assumption; see SCALE_SD)."""
+LINEAR = 1.0
+"""Expected `linear`: the law's own prior."""
+DRIFT = 0.02
+"""Expected `drift` (an assumption; losses of RegMix's mixtures at 1M and 60M parameters correlate by .994)."""
+SCALE_SD = (2.0, 3.0, 1.0, 2.0)
+"""Priors of the logarithms of `bent`, `noise`, `linear` and `drift`: mostly within a factor of 50, 400, 7 and 50 (an
+assumption)."""
+KNOWN_SD = 0.05
+"""Prior of ln noise^2 where the noise was measured over seeds."""
+LAW_NOISE = 0.01
+"""Scatter around the law in ln loss with which its fit begins."""
+FEWEST_RUNS = 3
+"""Fewest finished runs: the law needs three."""
+LARGEST_LOG = 8.0
+"""Hyperparameters stay within a factor of e^8 of their centres, so that no step of the search overflows."""
+
+
+@dataclass(frozen=True, eq=False)
+class LinearLaw:
+    """A law of mixtures, linear in its parameters around their fit."""
+
+    law: DiminishingMixture
+    """Bound to the domains, by their numbers."""
+    values: FloatArray
+    """(P,) the fit."""
+    gap: FloatArray
+    """(P,) centre of the prior less the fit, in standard deviations of the prior."""
+    sd: FloatArray
+    """(P,) change of each parameter per standard deviation of its prior."""
+
+    def evaluate(self, shares: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """ln loss (m,) at the fit, and its slopes (m, P) per standard deviation of the prior."""
+        ln_loss, slopes = self.law.evaluate(self.values[None], _name_columns(shares))
+        return np.asarray(ln_loss[0]), np.asarray(slopes[0] * self.sd)
+
+    def expect(self, shares: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Prior mean (m,) of ln loss, and the slopes (m, P)."""
+        ln_loss, slopes = self.evaluate(shares)
+        return ln_loss + slopes @ self.gap, slopes
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureSurface:
+    """A process fitted to the runs."""
+
+    law: LinearLaw
+    scales: Scales
+    runs: Points
+    """The runs it was fitted to."""
+    distances: FloatArray
+    """(L,) of the fidelities from the target."""
+    offsets: FloatArray
+    """(L,) mean ln loss of each fidelity less the law."""
+    factor: FloatArray
+    """(n, n) lower Cholesky factor of the covariance of the runs with their noise."""
+    weights: FloatArray
+    """(n,) of the posterior mean."""
+
+    def predict(self, shares: FloatArray, level: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Mean and standard deviation (m,) of ln loss, without the noise of a run."""
+        prior, points = self._describe(shares, level)
+        cross = self.scales.covary(self.runs, points)
+        known = (_solve(self.factor, cross) ** 2).sum(axis=0)
+        variance = np.maximum(self.scales.covary_diagonal(points) - known, 1e-14)
+        return np.asarray(prior + self.weights @ cross), np.sqrt(variance)
+
+    def predict_jointly(self, shares: FloatArray, level: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Mean (m,) and covariance (m, m) of ln loss, without the noise of a run."""
+        prior, points = self._describe(shares, level)
+        cross = self.scales.covary(self.runs, points)
+        half = _solve(self.factor, cross)
+        return np.asarray(prior + self.weights @ cross), np.asarray(self.scales.covary(points, points) - half.T @ half)
+
+    def _describe(self, shares: FloatArray, level: IntArray) -> tuple[FloatArray, Points]:
+        """Prior mean (m,) of mixtures (m, d) at fidelities (m,), and what the covariance reads of them."""
+        prior, slopes = self.law.expect(shares)
+        return self.offsets[level] + prior, Points(warp_shares(shares), slopes, level, self.distances[level])
+
+
+def fit_surface(problem: MixingProblem, observed: Observed) -> MixtureSurface:
+    """Fits the process to the runs that have ended; raises InputError where they are fewer than three."""
+    known = observed.known
+    if known.sum() < FEWEST_RUNS:
+        raise InputError(
+            f"a surface over mixtures needs >= {FEWEST_RUNS} finished runs, got {int(known.sum())}: begin with a design"
+        )
+    shares, level, y = observed.shares[known], observed.level[known], np.log(observed.loss[known])
+    law, offsets = fit_law(shares, level, y, len(problem.fidelities))
+    prior, slopes = law.expect(shares)
+    points = Points(warp_shares(shares), slopes, level, problem.distances[level])
+    noise_log = problem.noise_sd / float(np.exp(np.median(y[level == level.max()])))
+    task = _Evidence(points, y - offsets[level] - prior, float((y - offsets[level]).var()), noise_log)
+    scales = Scales.unpack(task.widen(task.maximise()))
+    return condition_surface(law, scales, points, problem.distances, offsets, task.u)
+
+
+def condition_surface(
+    law: LinearLaw, scales: Scales, runs: Points, distances: FloatArray, offsets: FloatArray, gaps: FloatArray
+) -> MixtureSurface:
+    """The posterior of given scales after runs whose ln loss is `gaps` (n,) above the prior mean."""
+    factor = _factorise(scales.covary(runs, runs) + scales.noise * np.eye(len(gaps)))
+    weights = _solve(factor, _solve(factor, gaps), transposed=True)
+    return MixtureSurface(law, scales, runs, distances, offsets, factor, weights)
+
+
+def fit_law(shares: FloatArray, level: IntArray, y: FloatArray, levels: int) -> tuple[LinearLaw, FloatArray]:
+    """A law of ln loss y (n,) for all fidelities alike, and the offset (levels,) of each from it.
+
+    Fitted to the fidelity of most runs: the process, in which its parameters are free, learns from the others.
+    """
+    counts = np.bincount(level, minlength=levels)
+    main = level == int(np.argmax(counts))
+    law = _fit_law(shares[main], y[main])
+    return law, _measure_offsets(law, shares, level, y, levels)
+
+
+def _fit_law(shares: FloatArray, y: FloatArray) -> LinearLaw:
+    columns = _name_columns(shares)
+    law = DiminishingMixture().bind({name.removeprefix(MIXTURE_PREFIX): 0 for name in columns}, np.exp(y))
+    task = Task(law, columns, y, np.ones(len(y)), Noise(LAW_NOISE))
+    values = find_best(task, law.starts(columns, np.exp(y)))
+    gap = (task.centre - to_coordinates(values[None], law.parameters)[0]) / task.scale
+    positive = np.array([item.kind == "positive" for item in law.parameters])
+    return LinearLaw(law, values, gap, task.scale * np.where(positive, values, 1.0))
+
+
+def _name_columns(shares: FloatArray) -> dict[str, FloatArray]:
+    return {f"{MIXTURE_PREFIX}{j:04d}": shares[:, j] for j in range(shares.shape[1])}
+
+
+def _measure_offsets(law: LinearLaw, shares: FloatArray, level: IntArray, y: FloatArray, levels: int) -> FloatArray:
+    """Mean of ln loss less the law at each fidelity; the mean over all runs where it has none."""
+    gaps = y - law.evaluate(shares)[0]
+    means = [gaps[level == item].mean() if (level == item).any() else gaps.mean() for item in range(levels)]
+    return np.array(means)
+
+
+class _Evidence:
+    """Minus the log marginal likelihood with priors, and its gradient, in the logarithms of the scales.
+
+    Sources: Rasmussen and Williams 2006, equations 5.8 and 5.9.
+    """
+
+    def __init__(self, points: Points, u: FloatArray, variance: float, noise_log: float) -> None:
+        self.points, self.u = points, u
+        self.fixed = covary_levels(points, points)
+        self.away = np.outer(points.distance, points.distance)
+        self.line = points.slopes @ points.slopes.T
+        d = points.z.shape[1]
+        spread, sd = max(variance, 1e-10), np.array(SCALE_SD)
+        scales = np.array([BENT * spread, NOISE * spread, LINEAR, DRIFT])
+        if noise_log > 0:
+            scales[1], sd[1] = noise_log**2, KNOWN_SD
+        self.centre = np.concatenate([np.full(d, np.log(LENGTH)), np.log(scales)])
+        self.sd = np.concatenate([np.full(d, LENGTH_SD), sd])
+
+    def maximise(self) -> FloatArray:
+        """The most probable logarithms (d + 4,)."""
+        from scipy.optimize import minimize
+
+        bounds = list(zip(self.centre - LARGEST_LOG, self.centre + LARGEST_LOG, strict=True))
+        settings: Any = {"method": "L-BFGS-B", "jac": True, "bounds": bounds, "options": {"maxiter": 100, "ftol": 1e-7}}
+        found = minimize(self, self.centre, **settings)
+        return np.asarray(found.x, dtype=np.float64)
+
+    def widen(self, logs: FloatArray) -> FloatArray:
+        """The same with larger variances where leave-one-out errors are larger than they say (section 5.4.2).
+
+        Hyperparameters are taken as known, and the law as linear: both make a process too sure.
+        """
+        scales = Scales.unpack(logs)
+        noisy = scales.covary(self.points, self.points) + scales.noise * np.eye(len(self.u))
+        inverse = np.linalg.inv(noisy)
+        surprise = max(float(np.mean((inverse @ self.u) ** 2 / np.diag(inverse))), 1.0)
+        return np.concatenate([logs[:-4], logs[-4:-1] + np.log(surprise), logs[-1:]])
+
+    def __call__(self, logs: FloatArray) -> tuple[float, FloatArray]:
+        """Value and gradient (d + 4,)."""
+        scales = Scales.unpack(logs)
+        distance = measure_distances(self.points.z, self.points.z, scales.log_lengths)
+        grown = 1 + scales.drift * self.away
+        wave, line = scales.bent * shape_wave(distance), scales.linear * self.line
+        noisy = self.fixed + grown * (wave + line) + scales.noise * np.eye(len(self.u))
+        factor = _factorise(noisy)
+        inverse = _solve(factor, _solve(factor, np.eye(len(self.u))), transposed=True)
+        solved = inverse @ self.u
+        inner = inverse - np.outer(solved, solved)
+        steep = inner * grown * scales.bent * (5 / 3) * (1 + distance) * np.exp(-distance)
+        scaled = self.points.z * np.exp(-scales.log_lengths)
+        lengths = steep.sum(axis=1) @ scaled**2 - np.einsum("nd,nd->d", scaled, steep @ scaled)
+        parts = [
+            grown * wave,
+            scales.noise * np.eye(len(self.u)),
+            grown * line,
+            scales.drift * self.away * (wave + line),
+        ]
+        slopes = np.concatenate([lengths, [0.5 * float((inner * part).sum()) for part in parts]])
+        gap = (logs - self.centre) / self.sd
+        value = 0.5 * self.u @ solved + np.log(np.diag(factor)).sum() + 0.5 * gap @ gap
+        return float(value), slopes + gap / self.sd
+
+
+def _factorise(covariance: FloatArray) -> FloatArray:
+    """Lower Cholesky factor, with as little added to the diagonal as rounding asks for."""
+    jitter = 1e-10 * float(np.mean(np.diag(covariance)))
+    return np.asarray(np.linalg.cholesky(covariance + jitter * np.eye(len(covariance))))
+
+
+def _solve(factor: FloatArray, right: FloatArray, *, transposed: bool = False) -> FloatArray:
+    from scipy.linalg import solve_triangular
+
+    return np.asarray(solve_triangular(factor, right, lower=True, trans="T" if transposed else "N", check_finite=False))
