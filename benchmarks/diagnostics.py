@@ -34,7 +34,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     study = load_study(DEMO)
     corpus = resolve_corpus(study)
-    specs = {spec.scale: spec for spec in [*ask_search(study, corpus)[0], *expect_verification(study, corpus)]}
+    specs = {spec.scale: spec for spec in [*ask_search(study, corpus).specs, *expect_verification(study, corpus)]}
     print(f"torch {torch.__version__}, {platform.machine()}, 1 thread, CPU time, median of {ROUNDS} pairs of steps")
     print(f"{'width':>6} {'params':>9} {'tokens':>7} {'step, ms':>9} {'diagnosed, ms':>14} {'share of a run':>15}")
     for spec in sorted(specs.values(), key=lambda spec: spec.model.width):

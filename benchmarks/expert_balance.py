@@ -110,7 +110,7 @@ def resolve_runs(balance: str, weight: float) -> list[RunSpec]:
             "search": {"space": {"seed": list(SEEDS)}},
         }
     )
-    return ask_search(study, resolve_corpus(study))[0]
+    return list(ask_search(study, resolve_corpus(study)).specs)
 
 
 def measure_distances(stepper: Stepper) -> list[float]:

@@ -53,7 +53,7 @@ def resolve_horizons() -> list[RunSpec]:
             "search": {"space": {"peak_lr": [2**-6]}},
         }
     )
-    return ask_search(study, resolve_corpus(study))[0]
+    return list(ask_search(study, resolve_corpus(study)).specs)
 
 
 def train(specs: list[RunSpec], *, share_trunks: bool) -> tuple[dict[str, RunOutcome], float]:

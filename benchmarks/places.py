@@ -7,3 +7,4 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "studies/lr_width_transfer"
 TRANSFER = ROOT / "studies/transfer_ladder"
+POPULATION = ROOT / "studies/pbt_small"

@@ -38,4 +38,4 @@ def resolve_members(workload: Workload, width: int, members: int) -> list[RunSpe
             "search": {"space": {"peak_lr": rates}},
         }
     )
-    return ask_search(study, resolve_corpus(study))[0]
+    return list(ask_search(study, resolve_corpus(study)).specs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from foretune.search.interface import Findings
 from scalelaws import CellOptimum, Drift, Fit, Forecast, Observations, Target
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ class Answer:
     """The run table of the study."""
     diagnoses: pd.DataFrame
     """What was measured along its runs beside their losses: run_id, and the fields of `foretune.records.Diagnosis`."""
+    findings: Findings | None = None
+    """What the search itself found, beside what the laws say; None where it only gathers runs for them."""
 
     @property
     def registered_before_runs(self) -> bool | None:
@@ -140,11 +143,18 @@ class Answer:
         """The check of one branch's forecast."""
         return next((check for check in self.verification if check.parametrization == parametrization), None)
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether there is a forecast or a finding."""
+        return self.branch.forecast is not None or self.findings is not None
+
     def to_dict(self) -> dict[str, Any]:
-        """`answer.json`: the `predict` object, and the verification where the study has one."""
+        """`answer.json`: the `predict` object, `search` where the search found something, and the verification."""
         branch = self.branch
         record: dict[str, Any] = branch.forecast.to_dict() if branch.forecast else {"status": branch.problem}
         record |= {"study": self.study, "question": self.question, "parametrization": branch.parametrization}
+        if self.findings:
+            record["search"] = self.findings.to_dict()
         if self.verification:
             record["verification"] = self._verification_to_dict()
         return record

@@ -52,6 +52,8 @@ def draw_answer(answer: Answer) -> dict[str, Picture]:
         "law": draw_law_panels,
         "verification": draw_verification_panels,
         "diagnoses": draw_diagnosis_panels,
+        "lineage": draw_lineage_panels,
+        "mixture": draw_mixture_panels,
     }
     captions = {
         "basins": "Held-out loss against peak learning rate at every size. Lines: fitted basins; stars: their optima, "
@@ -61,9 +63,29 @@ def draw_answer(answer: Answer) -> dict[str, Picture]:
         "verification": "The registered forecast (lines and 90 % bands) and the larger runs trained after it.",
         "diagnoses": "What was measured along the best run of every rung. Dotted: its batch, which is wastefully large "
         "where it lies far above the noise scale.",
+        "lineage": "The settings of every member of the population. Bold: the lineage of the best one; dots: copies of "
+        "another member with changed settings.",
+        "mixture": "The recommended mixture with its 90 % intervals beside the natural and the best observed one; how "
+        "they did at the scales of the check; what each scale cost.",
     }
     drawn = {name: draw(answer) for name, draw in figures.items()}
     return {name: _render(figure, captions[name]) for name, figure in drawn.items() if figure is not None}
+
+
+def draw_lineage_panels(answer: Answer) -> Figure | None:
+    """One panel a setting: its way along every member of a population."""
+    from foretune.search.lineage_drawing import draw_population
+
+    rows = answer.findings.data.get("lineage") if answer.findings else None
+    return draw_population(rows) if rows else None
+
+
+def draw_mixture_panels(answer: Answer) -> Figure | None:
+    """Shares, check and costs of a search over mixtures."""
+    from foretune.search.mixture_drawing import draw_mixture
+
+    data = answer.findings.data.get("mixture") if answer.findings else None
+    return draw_mixture(data) if data else None
 
 
 def draw_basin_panels(answer: Answer) -> Figure | None:

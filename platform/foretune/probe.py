@@ -47,7 +47,7 @@ def estimate_hours(specs: Sequence[RunSpec], runner: RunnerSection) -> Estimate:
     largest = max(range(len(groups)), key=lambda index: _step_flops(groups[index].packs[0][0]))
     per_flop = seconds[largest] / groups[largest].flops
     large = [spec for spec in trained if _step_flops(spec) > PROBE_FLOPS]
-    total = sum(seconds) + per_flop * (sum(spec.compute_flops for spec in large) - sum_savings(large, runner).flops)
+    total = sum(seconds) + per_flop * (sum(spec.own_flops for spec in large) - sum_savings(large, runner).flops)
     return Estimate(total / slots / 3600, slots, _describe(groups, large))
 
 
@@ -85,7 +85,7 @@ def _measure_step(group: Group, runner: RunnerSection) -> float:
 
 
 def _step_flops(spec: RunSpec) -> float:
-    return float(spec.model.shape.flops_per_token(spec.data.seq_len)) * spec.training.batch_tokens
+    return float(spec.flops_per_token) * spec.training.batch_tokens
 
 
 def _describe(groups: Sequence[Group], large: Sequence[RunSpec]) -> str:

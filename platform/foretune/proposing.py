@@ -18,6 +18,7 @@ from foretune.records import RunSpec
 from foretune.resolution import resolve_corpus
 from foretune.sections import PointSection, ScaleSection
 from foretune.study import Study
+from foretune.variation import list_rates
 from scalelaws import ObservationError, Observations, Target
 from scalelaws.design import choose_runs, start_design
 from scalelaws.designs.candidates import Candidates, Design
@@ -115,7 +116,7 @@ def describe_candidates(specs: list[RunSpec]) -> Candidates:
 
 def _points(study: Study, scale: ScaleSection, corpus: CorpusFacts) -> Iterable[dict[str, Any]]:
     horizon = resolve_horizon(study, scale, corpus)
-    rates = _refine(study.search.axis("peak_lr") or (study.training.peak_lr,), 1e-7, 0.5)
+    rates = _refine(list_rates(study), 1e-7, 0.5)
     batches = study.search.axis("batch_tokens")
     sizes = {nearest_batch(batch, study, horizon) for batch in _refine(batches, study.data.seq_len, horizon)}
     for rate, batch in itertools.product(rates, sorted(sizes) or [study.training.batch_tokens]):

@@ -18,7 +18,10 @@ from foretune.evidence import gather_observations, list_parametrizations
 from foretune.gates.licences import FITTED, Licence, grant_licence
 from foretune.ledger import Ledger
 from foretune.records import hash_content
+from foretune.resolution import resolve_corpus
+from foretune.search import Findings, concludes
 from foretune.search.verification import Centre
+from foretune.searching import Searching
 from foretune.shaping import measure_rung
 from foretune.study import Study
 from scalelaws import Allocation, Drift, Fit, FitError, Forecast, Observations, Target
@@ -57,7 +60,15 @@ def answer_study(study: Study, ledger: Ledger) -> Answer:
         registered_at=str(registered[-1].created_at) if registered and study.verification else "",
         runs=frame,
         diagnoses=ledger.diagnoses(name),
+        findings=_conclude(study, ledger),
     )
+
+
+def _conclude(study: Study, ledger: Ledger) -> Findings | None:
+    """What the search found; strategies that only gather runs need no corpus to say nothing."""
+    if not concludes(study):
+        return None
+    return Searching(study, resolve_corpus(study), ledger).conclude()
 
 
 def predict_target(

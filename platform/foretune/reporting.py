@@ -6,6 +6,7 @@ import json
 import math
 import platform as machine
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from foretune.answers import Answer, Branch, Verification, title_parametrization
 from foretune.drawing import Picture, draw_answer
 from foretune.quantities import format_count
 from foretune.query import compare_published
-from foretune.rendering import format_number
+from foretune.rendering import format_number, render_rows
 from foretune.study import Study
 from scalelaws import Estimate, Exclusion, Forecast
 
@@ -87,17 +88,28 @@ def render_page(answer: Answer, pictures: dict[str, Picture]) -> str:
         title=answer.question or f"Study {answer.study}",
         study=answer.study,
         written_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        headline=describe_forecast(answer.branch),
+        headline=_choose_headline(answer),
         findings=[*_describe_drifts(answer), *_describe_verifications(answer)],
         warnings=list(answer.branch.forecast.warnings) if answer.branch.forecast else [],
         sections=_list_sections(answer, pictures),
     )
 
 
+def _choose_headline(answer: Answer) -> str:
+    """What the laws forecast, else what the search found."""
+    if answer.findings and answer.branch.forecast is None:
+        return answer.findings.sentence
+    return describe_forecast(answer.branch)
+
+
 def summarize_answer(answer: Answer) -> str:
-    """The answer for a terminal: the law, the forecast, and how it held."""
+    """The answer for a terminal: what the search found, the law, the forecast, and how it held."""
     parts = [answer.question, ""] if answer.question else []
-    for branch in answer.branches:
+    if answer.findings:
+        parts += [answer.findings.sentence, ""]
+        for title, rows in answer.findings.tables.items():
+            parts += [f"{title}:", render_rows(rows, "table"), ""]
+    for branch in answer.branches if answer.branch.forecast or not answer.findings else ():
         parts += [f"[{title_parametrization(branch.parametrization)}]"]
         loss_fit = branch.fit.loss_fit if branch.fit else None
         parts += [loss_fit.summary(), ""] if loss_fit else []
@@ -171,7 +183,10 @@ def _list_sections(answer: Answer, pictures: dict[str, Picture]) -> list[Section
     def shown(*names: str) -> list[Picture]:
         return [pictures[name] for name in names if name in pictures]
 
+    if answer.branch.forecast is None and answer.findings:
+        return [*_list_findings(answer, shown), *_list_closing(answer, shown)]
     return [
+        *_list_findings(answer, shown),
         Section(
             "The basins: loss against learning rate",
             ["Each optimum stands on the runs of one cell; its bar is the interval. Diverged runs bound a basin."],
@@ -188,8 +203,25 @@ def _list_sections(answer: Answer, pictures: dict[str, Picture]) -> list[Section
             shown("verification"),
             [Table.of(_list_verification(answer), chosen="predicted")],
         ),
-        *_describe_stability(answer, shown("diagnoses")),
         *([_compare_with_published(answer)] if answer.target.compute >= PUBLISHED_FLOPS else []),
+        *_list_closing(answer, shown),
+    ]
+
+
+def _list_findings(answer: Answer, shown: Callable[..., list[Picture]]) -> list[Section]:
+    """What the search found, a section for every table of it."""
+    findings = answer.findings
+    if findings is None:
+        return []
+    pictures = shown(*(name for name in findings.data))
+    tables = [Section(title, tables=[Table.of(rows)]) for title, rows in findings.tables.items() if rows]
+    return [Section("What the search found", [findings.sentence], pictures), *tables]
+
+
+def _list_closing(answer: Answer, shown: Callable[..., list[Picture]]) -> list[Section]:
+    """Of every answer: stability, what was left out, costs and versions."""
+    return [
+        *_describe_stability(answer, shown("diagnoses")),
         Section("What was left out, and why", tables=[Table.of(_list_exclusions(answer))]),
         Section("Costs", tables=[Table.of(_list_costs(answer))]),
         Section("Versions", tables=[Table.of(_list_versions(answer))]),

@@ -218,7 +218,7 @@ def do_laws(args: Namespace) -> None:
 
 
 def _print_answer(study: Study, ledger: Ledger, results: Path, kind: str) -> int:
-    """Print the answer and write the report; 1 when there is no forecast to print."""
+    """Print the answer and write the report; 1 when there is neither a forecast nor a finding."""
     from foretune.query import answer_study
     from foretune.reporting import summarize_answer, write_results
 
@@ -226,7 +226,7 @@ def _print_answer(study: Study, ledger: Ledger, results: Path, kind: str) -> int
     page = write_results(answer, study, results / study.study.name)
     print(summarize_answer(answer) if kind == "table" else render_record(answer.to_dict(), kind))  # type: ignore[arg-type]
     print(f"report: {page}", file=sys.stderr if kind != "table" else sys.stdout)
-    return int(answer.branch.forecast is None)
+    return int(not answer.is_answered)
 
 
 def _forecast_published(name: str, target: scalelaws.Target) -> scalelaws.Forecast:

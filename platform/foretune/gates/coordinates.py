@@ -20,6 +20,7 @@ from foretune.errors import InputError
 from foretune.records import RunSpec, hash_content
 from foretune.sections import ScaleSection
 from foretune.study import Study
+from foretune.variation import list_rates
 
 if TYPE_CHECKING:
     from foretune.proxies.coordinates import Coordinates
@@ -200,7 +201,9 @@ def fingerprint_proxy(study: Study) -> str:
 
 def choose_lr(study: Study) -> float:
     """The geometric middle of the searched learning rates: a rate that one would train at."""
-    rates = study.search.axis("peak_lr") or (study.training.peak_lr,)
+    rates = list_rates(study)
+    if not rates:
+        raise InputError("coordcheck: the learning rate follows a rule of the space; give it values for this check")
     return math.exp(math.fsum(math.log(rate) for rate in rates) / len(rates))
 
 

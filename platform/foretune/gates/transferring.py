@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from foretune.errors import InputError
 from foretune.evidence import gather_observations, list_parametrizations
 from foretune.records import hash_content
+from foretune.sections import ADAMW
 from foretune.study import Study
 from scalelaws import Observations, PooledDrift, measure_pooled_drift
 from scalelaws.observations import count_levels
@@ -25,7 +26,7 @@ MEASURED = ("peak_lr", "batch_tokens", "weight_decay", "seed", "parametrization"
 """Dimensions of a space that ladders tell apart."""
 EXPECTED_OVER_WIDTH = {"standard": "standard", "mup": "mup", "depth-mup": "mup", "completep": "mup"}
 EXPECTED_OVER_DEPTH = {"depth-mup": "depth_mup", "completep": "completep"}
-EXPECTED_OVER_BATCH = {"adamw": "adam", "nadamw": "adam", "adam": "adam", "sgd": "sgd"}
+EXPECTED_OVER_BATCH: dict[str, str] = {**dict.fromkeys(ADAMW, "adam"), "adam": "adam", "sgd": "sgd"}
 """What scalelaws.transfer.EXPECTED leads to expect; the depth rules are muP over width."""
 
 
@@ -209,7 +210,7 @@ def _was_searched(observations: Observations, name: str) -> bool:
 
 
 def _check_space(study: Study | None) -> None:
-    space = study.search.space if study else {}
+    space = study.search.list_keys() if study else ()
     mixed = [key for key in space if key not in MEASURED and study and len(study.search.axis(key)) > 1]
     if mixed:
         raise InputError(

@@ -1,0 +1,207 @@
+"""Mixtures that runs learn along the way, then trained from scratch beside the mixture that they began with.
+
+At every scale a run of each seed learns its mixture (`[training.mixture_learning]`). What they came to, the mean over
+the seeds, is a decision; plain runs of it and of the mixture of `[data]`, with the same seeds, say which is better.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from foretune.deriving import CorpusFacts, resolve_run
+from foretune.planning import Skipped, find_obstacle
+from foretune.records import Decision, Result, RunSpec, RunStatus
+from foretune.search.comparing import compare, measure_noise
+from foretune.search.interface import Asked, Findings, History, Strategy, number_decisions, score
+from foretune.sections import ScaleSection
+from foretune.study import Study
+
+PLAIN = {"mixture_learning": None}
+"""What a point says of a run that keeps its mixture."""
+SPACE = ("seed",)
+"""What the space may vary: the rest of the runs' settings stay as they are."""
+VERDICTS = {
+    "better": "Use it.",
+    "worse": "Do not use it.",
+    "within noise": "They are alike within the noise of the seeds.",
+    "unknown": "One seed does not tell it from noise; give search.space.seed several.",
+}
+"""What to do with the learned mixture, by the verdict on it."""
+
+
+class Bilevel(Strategy):
+    """First-order bilevel optimisation of the mixture, and a check of what it found."""
+
+    def find_problems(self, study: Study, corpus: CorpusFacts) -> list[str]:
+        """It needs runs that learn, and varies nothing but their seed."""
+        problems = []
+        if study.training.mixture_learning is None:
+            problems.append(
+                "training.mixture_learning: missing, and strategy 'bilevel' asks for runs that learn their mixture; "
+                "add the table, an empty one to begin with"
+            )
+        others = [key for key in study.search.list_keys() if key not in SPACE]
+        if others:
+            problems.append(
+                f"search.space.{others[0]}: strategy 'bilevel' varies the seed only; set it in [training], or search "
+                "it first with another strategy"
+            )
+        if study.search.objective:
+            problems.append(
+                "search.objective: strategy 'bilevel' minimises what its runs learn for; give the weights as "
+                "training.mixture_learning.objective"
+            )
+        return problems
+
+    def ask(self, study: Study, corpus: CorpusFacts, history: History) -> Asked:
+        """The runs that learn, and plain ones of what those of a scale have come to."""
+        specs: list[RunSpec] = []
+        skipped: list[Skipped] = []
+        new: list[Decision] = []
+        known = {decision.details["scale"]: decision for decision in history.decisions}
+        for scale in _list_rungs(study):
+            learners = _ask_learners(study, scale, corpus)
+            decision = known.get(scale.name) or _decide(scale, learners, history.results)
+            if decision is None:
+                specs += learners
+                continue
+            specs += [spec for spec in learners if history.results[spec.run_id].status is not RunStatus.FAILED]
+            if scale.name not in known:
+                new.append(decision)
+            for spec in _ask_plain(study, scale, decision.details["mixture"], corpus):
+                if obstacle := find_obstacle(spec, study, corpus):
+                    skipped.append(Skipped(scale.name, {"seed": spec.seed, "mixture": spec.data.mixture}, obstacle))
+                else:
+                    specs.append(spec)
+        decisions = number_decisions(history.decisions, new)
+        return Asked(tuple(specs), tuple(skipped), decisions, finished=len(decisions) == len(_list_rungs(study)))
+
+    def expect(self, study: Study, corpus: CorpusFacts) -> list[RunSpec]:
+        """The learned mixture is not known before; another one costs the same."""
+        weights = {name: rank * share for rank, (name, share) in enumerate(corpus.mixture.items(), start=1)}
+        stand_in = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+        return [
+            spec
+            for scale in _list_rungs(study)
+            for spec in (*_ask_learners(study, scale, corpus), *_ask_plain(study, scale, stand_in, corpus))
+        ]
+
+    def conclude(self, study: Study, corpus: CorpusFacts, history: History) -> Findings | None:
+        """The learned mixture of the largest scale that has one, and how it compares."""
+        scales = {scale.name: scale for scale in _list_rungs(study)}
+        rows, shares, sentences = [], [], []
+        for decision in history.decisions:
+            scale = scales[decision.details["scale"]]
+            shares += _tell_shares(decision, corpus)
+            row, sentence = _compare(study, scale, decision, corpus, history.results)
+            rows.append(row)
+            sentences.append(sentence)
+        if not sentences:
+            return None
+        mixture = history.decisions[-1].details["mixture"]
+        paths = {
+            run_id: [point.model_dump() for point in result.learned_path]
+            for run_id, result in history.results.items()
+            if result.learned_path
+        }
+        return Findings(
+            sentence=sentences[-1],
+            settings={"mixture": mixture} if mixture else {},
+            tables={"Learned mixtures": shares, "Trained from scratch": rows},
+            data={"paths": paths},
+        )
+
+
+def _list_rungs(study: Study) -> list[ScaleSection]:
+    held_out = study.verification.scale if study.verification else ""
+    return [scale for scale in study.scales if scale.name != held_out]
+
+
+def _list_seeds(study: Study) -> tuple[int, ...]:
+    return study.search.axis("seed") or (study.study.seed,)
+
+
+def _ask_learners(study: Study, scale: ScaleSection, corpus: CorpusFacts) -> list[RunSpec]:
+    return [resolve_run(study, scale, {"seed": seed}, corpus) for seed in _list_seeds(study)]
+
+
+def _ask_plain(
+    study: Study, scale: ScaleSection, mixture: Mapping[str, float], corpus: CorpusFacts
+) -> Iterator[RunSpec]:
+    """Runs of the learned mixture and of the given one; none where nothing was learned."""
+    for shares in (mixture, corpus.mixture) if mixture else ():
+        for seed in _list_seeds(study):
+            yield resolve_run(study, scale, {**PLAIN, "seed": seed, "mixture": dict(shares)}, corpus)
+
+
+def _decide(scale: ScaleSection, learners: Sequence[RunSpec], results: Mapping[str, Result]) -> Decision | None:
+    """What the runs of a scale have learned, once all of them have ended; an empty mixture where all were lost."""
+    ended = [results.get(spec.run_id) for spec in learners]
+    if not all(ended):
+        return None
+    learned = {spec.run_id: result.learned for spec, result in zip(learners, ended, strict=True) if result}
+    found = {run_id: shares for run_id, shares in learned.items() if shares}
+    domains = next(iter(found.values()), {})
+    mixture = {name: statistics.fmean(shares[name] for shares in found.values()) for name in domains}
+    details: dict[str, Any] = {"scale": scale.name, "mixture": mixture, "learned": learned}
+    return Decision(number=0, kind="mixture" if mixture else "lost", details=details)
+
+
+def _tell_shares(decision: Decision, corpus: CorpusFacts) -> list[dict[str, Any]]:
+    """A row for each domain of a scale: what was given, what was learned, and how far the seeds are apart."""
+    learned = [shares for shares in decision.details["learned"].values() if shares]
+    return [
+        {
+            "scale": decision.details["scale"],
+            "domain": name,
+            "given": corpus.mixture[name],
+            "learned": share,
+            "sd_of_seeds": statistics.stdev(shares[name] for shares in learned) if len(learned) > 1 else None,
+        }
+        for name, share in decision.details["mixture"].items()
+    ]
+
+
+def _compare(
+    study: Study, scale: ScaleSection, decision: Decision, corpus: CorpusFacts, results: Mapping[str, Result]
+) -> tuple[dict[str, Any], str]:
+    """The objective of both mixtures at a scale, as a row and in a sentence."""
+    mixture = decision.details["mixture"]
+    if not mixture:
+        return {"scale": scale.name}, f"At scale {scale.name} every run that was to learn a mixture was lost."
+    learning = _ask_learners(study, scale, corpus)[0].training.mixture_learning
+    assert learning is not None, "find_problems asks for it"
+    learned, given = (
+        [
+            score(results[spec.run_id], learning.objective)
+            for spec in _ask_plain(study, scale, mixture, corpus)
+            if spec.data.mixture == dict(shares) and _is_completed(results.get(spec.run_id))
+        ]
+        for shares in (mixture, corpus.mixture)
+    )
+    told = ", ".join(f"{name} {share:.1%}" for name, share in mixture.items())
+    if not learned or not given:
+        return {"scale": scale.name}, f"The runs of scale {scale.name} learned {told}; it has not been trained yet."
+    verdict = compare(learned, given, measure_noise([learned, given]))
+    row = {
+        "scale": scale.name,
+        "learned": statistics.fmean(learned),
+        "given": statistics.fmean(given),
+        "difference": verdict.difference,
+        "low": verdict.low,
+        "high": verdict.high,
+        "seeds": len(learned),
+        "verdict": verdict.verdict,
+    }
+    sentence = (
+        f"The runs of scale {scale.name} learned {told}. Trained from scratch, its objective is {row['learned']:.4f} "
+        f"nats per token against {row['given']:.4f} of the given mixture ({verdict.difference:+.2%}). "
+        f"{VERDICTS[verdict.verdict]}"
+    )
+    return row, sentence
+
+
+def _is_completed(result: Result | None) -> bool:
+    return result is not None and result.status is RunStatus.COMPLETED
