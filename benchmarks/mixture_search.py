@@ -1,6 +1,6 @@
 """What it costs to find a good mixture: searches replayed on published runs.
 
-    python -m benchmarks mixture_search          (LightGBM from the extra `bench`)
+    python -m benchmarks mixture_search          (LightGBM from the extra `bench`, BoTorch from `dev`)
 
 RegMix: 17 domains, 768 mixtures at 1M parameters, 256 at 60M, the target; losses: mean of 13, and Pile-CC. Pile-4: four
 domains, 24 mixtures at 200M parameters and 8B tokens, the target; 16 others at 90M and 3B or 6B, five at 200M and 3B
@@ -10,8 +10,10 @@ A search asks for runs of these and gets their losses; a mixture that was not ru
 measured loss at the target of the mixture that is *recommended*: 0 is the best of the pool, 1 its median. Cost: 1 is a
 run at the target; another costs its parameters x tokens, and in the second table no less than a tenth, which the search
 knows (methods without a search recommend the same there at the cost of their runs). Every seed draws its own first
-runs. "Stays" is the cost after which the regret never rises above .1 again within the budget. A regression on proxies
-alone has no run at the target; the proxies of a search that has none either are random at first, then its own choice.
+runs. BoTorch's rows have the same first runs, pools, batches and costs, and fewer seeds, for they are slow; each
+recommends by its own posterior mean at the target. "Stays" is the cost after which the regret never rises above .1
+again within the budget. A regression on proxies alone has no run at the target; the proxies of a search that has none
+either are random at first, then its own choice.
 """
 
 from __future__ import annotations
@@ -25,12 +27,15 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from benchmarks.fitting.datasets import read_runs
+from benchmarks.mixture_peers import advise_by_entropy, advise_by_improvement, is_installed
 from foretune.search.mixing.problem import Candidates, Fidelity, MixingProblem, Observed
 from foretune.search.mixing.proposal import propose
 from foretune.search.mixing.recommendation import recommend
 from foretune.search.mixing.surrogates import SURROGATES, Surrogate
 
 SEEDS = 10
+PEER_SEEDS = 3
+"""Of BoTorch's searches: the first of the seeds above."""
 GOOD = 0.1
 """Regret that is to be reached."""
 FLOOR = 0.1
@@ -50,6 +55,8 @@ Path = list[tuple[float, float, int]]
 """(cost, regret, runs at the target) after every step."""
 Method = Callable[["Task", int], Path]
 """Task, seed -> what came of it."""
+Advisor = Callable[[MixingProblem, Observed, Candidates, int, np.random.Generator], tuple[np.ndarray, list[int]]]
+"""Problem, runs so far, pool, batch, generator -> recommended shares (d,), and rows of the pool to run next."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +88,6 @@ class Task:
         """What a search sees after these runs."""
         return Observed(self.pool.shares[rows], self.pool.level[rows], self.loss[rows])
 
-    def find(self, level: int, shares: np.ndarray) -> int:
-        """Number of a run."""
-        same = (self.pool.level == level) & (np.abs(self.pool.shares - shares).max(axis=1) < 1e-12)
-        return int(np.flatnonzero(same)[0])
-
     def pay(self, rows: list[int]) -> float:
         """Cost of runs."""
         return float(self.problem.costs[self.pool.level[rows]].sum())
@@ -114,28 +116,50 @@ def list_tasks() -> Iterator[Task]:
     yield build_task("Pile-4, mean of 4 losses", pile, pile[losses].mean(axis=1), (2e8, 8e9))
 
 
-def search_fidelities(task: Task, seed: int) -> Path:
-    """The multi-fidelity search."""
-    rng = np.random.default_rng(seed)
-    return _search(task, rng.choice(task.cheapest, min(FIRST_RUNS, len(task.cheapest) // 2), replace=False), rng)
+def search_fidelities(advise: Advisor) -> Method:
+    """A search over fidelities, from random runs at the cheapest."""
+
+    def run(task: Task, seed: int) -> Path:
+        rng = np.random.default_rng(seed)
+        first = rng.choice(task.cheapest, min(FIRST_RUNS, len(task.cheapest) // 2), replace=False)
+        return _search(task, first, rng, advise)
+
+    return run
 
 
-def search_target(task: Task, seed: int) -> Path:
-    """The same at the target alone."""
-    rng, rows = np.random.default_rng(seed), task.at_target
-    problem = replace(task.problem, fidelities=task.problem.fidelities[-1:])
-    alone = Task(task.name, problem, Candidates(task.pool.shares[rows], np.zeros(len(rows), int)), task.loss[rows])
-    return _search(alone, rng.choice(len(rows), 4, replace=False), rng)
+def search_target(advise: Advisor) -> Method:
+    """A search at the target alone."""
+
+    def run(task: Task, seed: int) -> Path:
+        rng, rows = np.random.default_rng(seed), task.at_target
+        problem = replace(task.problem, fidelities=task.problem.fidelities[-1:])
+        alone = Task(task.name, problem, Candidates(task.pool.shares[rows], np.zeros(len(rows), int)), task.loss[rows])
+        return _search(alone, rng.choice(len(rows), 4, replace=False), rng, advise)
+
+    return run
 
 
-def _search(task: Task, first: np.ndarray, rng: np.random.Generator) -> Path:
+def advise_by_surface(
+    problem: MixingProblem, seen: Observed, pool: Candidates, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, list[int]]:
+    """The search of this package."""
+    found = recommend(problem, seen, rng, pool, draws=1)
+    asked = propose(problem, seen, count, rng, pool)
+    return found.shares, [find_row(pool, item.level, item.shares) for item in asked]
+
+
+def find_row(pool: Candidates, level: int, shares: np.ndarray) -> int:
+    """Number of a run."""
+    same = (pool.level == level) & (np.abs(pool.shares - shares).max(axis=1) < 1e-12)
+    return int(np.flatnonzero(same)[0])
+
+
+def _search(task: Task, first: np.ndarray, rng: np.random.Generator, advise: Advisor) -> Path:
     rows, path = [int(row) for row in first], []
     for _ in range(MOST_ROUNDS):
         seen = task.take(rows)
-        found = recommend(task.problem, seen, rng, task.pool, draws=1)
-        path.append((task.pay(rows), task.measure_regret(found.shares), int((seen.level == task.problem.target).sum())))
-        asked = propose(task.problem, seen, BATCH, rng, task.pool)
-        batch = [task.find(item.level, item.shares) for item in asked]
+        shares, batch = advise(task.problem, seen, task.pool, BATCH, rng)
+        path.append((task.pay(rows), task.measure_regret(shares), int((seen.level == task.problem.target).sum())))
         if batch and task.pool.level[batch[0]] == task.problem.target:
             batch = batch[:1]
         if not batch or task.pay(rows + batch) > BUDGET:
@@ -170,12 +194,16 @@ def draw(task: Task, seed: int) -> Path:
 
 SEARCH = "multi-fidelity search"
 METHODS: dict[str, Method] = {
-    SEARCH: search_fidelities,
-    "search at the target": search_target,
+    SEARCH: search_fidelities(advise_by_surface),
+    "search at the target": search_target(advise_by_surface),
     "RegMix (LightGBM, cheapest)": regress("lightgbm"),
     "log-linear law, cheapest": regress("log_linear"),
     "process, cheapest": regress("gp"),
     "random at the target": draw,
+}
+PEERS: dict[str, Method] = {
+    "BoTorch, entropy per cost": search_fidelities(advise_by_entropy),
+    "BoTorch, EI at the target": search_target(advise_by_improvement),
 }
 
 
@@ -202,16 +230,16 @@ def describe(values: list[float]) -> str:
     return "{} ({}-{})".format(*(f"{item:.2f}" if np.isfinite(item) else "never" for item in quartiles))
 
 
-def report_costs(tasks: list[Task], title: str, methods: Mapping[str, Method]) -> None:
-    print(f"{title}; {SEEDS} seeds, median (quartiles)")
+def report_costs(tasks: list[Task], title: str, methods: Mapping[str, Method], seeds: int = SEEDS) -> None:
+    print(f"{title}; {seeds} seeds, median (quartiles)")
     for task in tasks:
         costs = ", ".join(f"{cost:.3g}" for cost in task.problem.costs)
         print(f"  {task.name}: {len(task.at_target)} mixtures at the target, costs {costs}")
         print(f"    {'':28} {'cost to .1, first':22} {'stays':22} regret at {CHECKPOINTS}; runs at the target, CPU s")
         for name, method in methods.items():
             started = time.process_time()
-            paths = [method(task, seed) for seed in range(SEEDS)]
-            seconds = (time.process_time() - started) / SEEDS
+            paths = [method(task, seed) for seed in range(seeds)]
+            seconds = (time.process_time() - started) / seeds
             regrets = "  ".join(_show_regret([read_at(path, cost) for path in paths]) for cost in CHECKPOINTS)
             first, last = describe([find_first(path) for path in paths]), describe([find_last(path) for path in paths])
             large = np.median([path[-1][2] for path in paths])
@@ -244,9 +272,14 @@ def _rank(task: Task, surrogate: Surrogate, count: int, seed: int, candidates: n
 
 def main() -> None:
     tasks = list(list_tasks())
-    report_costs(tasks, "Cost in runs at the target, by parameters x tokens", METHODS)
+    title = "Cost in runs at the target, by parameters x tokens"
+    report_costs(tasks, title, METHODS)
+    if is_installed():
+        report_costs(tasks, f"\n{title}: BoTorch", PEERS, PEER_SEEDS)
+    else:
+        print("\nBoTorch is not installed (extra `dev`): its rows are left out")
     floored = [replace(task, problem=replace(task.problem, cost_floor=FLOOR)) for task in tasks]
-    report_costs(floored, f"\nThe same where no run costs less than {FLOOR:g}", {SEARCH: search_fidelities})
+    report_costs(floored, f"\nThe same where no run costs less than {FLOOR:g}", {SEARCH: METHODS[SEARCH]})
     report_ranks(tasks)
 
 

@@ -20,7 +20,7 @@ from foretune.records import CurvePoint, Result, RunOutcome, RunSpec, record_out
 from foretune.runners import Runner
 from foretune.search import Asked
 from foretune.search.verification import ask_verification
-from foretune.searching import Searching, expect_rest
+from foretune.searching import Searching
 from foretune.study import Study
 
 ROUNDS_WITHOUT_PROGRESS = 3
@@ -66,6 +66,9 @@ class Stage(Protocol):
     def take(self, result: Result) -> None:
         """A run of it has ended and is in the ledger."""
 
+    def expect_rest(self, asked: Asked) -> list[RunSpec]:
+        """Stand-ins for the runs that it will still ask for: their cost is known."""
+
 
 class _Verification:
     """The larger runs that check a forecast: all are known from the beginning."""
@@ -80,6 +83,10 @@ class _Verification:
 
     def take(self, result: Result) -> None:
         """Nothing depends on it."""
+
+    def expect_rest(self, asked: Asked) -> list[RunSpec]:
+        """Nothing is left."""
+        return []
 
 
 def execute_study(
@@ -97,7 +104,7 @@ def execute_study(
     with ledger.hold_study(name, steal=steal) as lease:
         ledger.save_study(name, study.snapshot())
         for stage in list_stages(study, ledger, corpus):
-            _StageLoop(stage, study, ledger, runner, corpus, lease, watcher, sweep).execute()
+            _StageLoop(stage, study, ledger, runner, lease, watcher, sweep).execute()
 
 
 def list_stages(study: Study, ledger: Ledger, corpus: CorpusFacts) -> Iterator[Stage]:
@@ -118,7 +125,6 @@ class _StageLoop:
         study: Study,
         ledger: Ledger,
         runner: Runner,
-        corpus: CorpusFacts,
         lease: Lease,
         watcher: Watcher,
         sweep: Sweep,
@@ -127,7 +133,6 @@ class _StageLoop:
         self._study = study
         self._ledger = ledger
         self._runner = runner
-        self._corpus = corpus
         self._lease = lease
         self._watcher = watcher
         self._sweep = sweep
@@ -151,6 +156,7 @@ class _StageLoop:
                 if stalled >= ROUNDS_WITHOUT_PROGRESS:
                     raise
                 self._watcher.note(f"{interruption}; planning again from the ledger")
+            self._refresh()  # the runner may have ended before it asked for more
 
     def _refresh(self) -> bool:
         """Ask, and write down what was decided before anything is run for it; whether other runs are asked for now."""
@@ -171,7 +177,7 @@ class _StageLoop:
     def _plan(self) -> Plan:
         statuses = self._ledger.statuses([spec.run_id for spec in self._asked.specs])
         specs = [spec for spec in self._asked.specs if spec.run_id not in self._attempted]
-        later = expect_rest(self._study, self._corpus, self._asked)
+        later = self._stage.expect_rest(self._asked)
         return plan_runs(self._study, specs, self._asked.skipped, statuses, later)
 
     def _more(self) -> list[RunSpec]:

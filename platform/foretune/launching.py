@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -54,9 +55,14 @@ def launch_study(
 
 
 def _sweep_checkpoints(workspace: Path, ledger: Ledger, retained: Collection[str]) -> None:
-    """Remove the checkpoints of runs whose result is final, but for those that others may go on from."""
-    folders = {folder.name: folder / "checkpoints" for folder in (workspace / "runs").glob("*")}
+    """Remove the checkpoints of runs whose result is final, but for those that others may go on from.
+
+    A folder in which nothing is left goes, too.
+    """
+    folders = {folder.name: folder for folder in (workspace / "runs").glob("*")}
     others = [run_id for run_id in folders if run_id not in retained]
     for run_id, status in ledger.statuses(others).items():
         if status.final:
-            shutil.rmtree(folders[run_id], ignore_errors=True)
+            shutil.rmtree(folders[run_id] / "checkpoints", ignore_errors=True)
+            with suppress(OSError):
+                folders[run_id].rmdir()

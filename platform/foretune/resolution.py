@@ -7,7 +7,7 @@ from foretune.deriving import CorpusFacts
 from foretune.errors import InputError
 from foretune.ledger import Ledger
 from foretune.planning import Plan, plan_runs
-from foretune.searching import Searching, expect_rest
+from foretune.searching import Searching
 from foretune.study import Study
 
 BYTES_VOCAB = 257
@@ -32,12 +32,13 @@ def resolve_corpus(study: Study) -> CorpusFacts:
 
 def plan_study(study: Study, corpus: CorpusFacts, ledger: Ledger | None) -> Plan:
     """The search's runs, sorted by what the ledger holds; refuses a search that has nothing useful in it."""
-    asked = Searching(study, corpus, ledger).ask()
+    searching = Searching(study, corpus, ledger)
+    asked = searching.ask()
     if not asked.specs:
         reasons = "; ".join(sorted({item.reason for item in asked.skipped}))
         raise InputError(f"nothing to run: every run of the space is skipped ({reasons})")
     statuses = ledger.statuses([spec.run_id for spec in asked.specs]) if ledger else {}
-    return plan_runs(study, asked.specs, asked.skipped, statuses, expect_rest(study, corpus, asked))
+    return plan_runs(study, asked.specs, asked.skipped, statuses, searching.expect_rest(asked))
 
 
 def _nominal_vocab_size(tokenizer: str) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from foretune.deriving import CorpusFacts
 from foretune.ledger import Ledger
 from foretune.records import Decision, Result, RunSpec
-from foretune.search import Asked, Findings, History, ask_search, conclude_search, expect_search
+from foretune.search import Asked, Findings, History, ask_further, check_search, conclude_search, expect_search
 from foretune.search.interface import fingerprint_search
 from foretune.study import Study
 
@@ -14,7 +16,11 @@ class Searching:
     """Asks a study's strategy with everything that is known, as often as something new is."""
 
     def __init__(self, study: Study, corpus: CorpusFacts, ledger: Ledger | None) -> None:
-        """Go on from the decisions in the ledger; without one, begin."""
+        """Go on from the decisions in the ledger; without one, begin.
+
+        Raises InputError where the strategy cannot search this study.
+        """
+        check_search(study, corpus)
         self.fingerprint = fingerprint_search(study, corpus)
         self._study = study
         self._corpus = corpus
@@ -27,7 +33,7 @@ class Searching:
     def ask(self) -> Asked:
         """Every run that should exist by now; nothing is written."""
         while True:
-            asked = ask_search(self._study, self._corpus, self._history())
+            asked = ask_further(self._study, self._corpus, self._history())
             self._decisions = asked.decisions
             if not self._look_up(asked):
                 return asked
@@ -36,10 +42,18 @@ class Searching:
         """A run has ended."""
         self._results[result.run_id] = result
 
+    def expect_rest(self, asked: Asked) -> list[RunSpec]:
+        """Stand-ins for the runs that will still be asked for, in the order of that."""
+        return [] if asked.finished else self._expected[len(asked.specs) :]
+
     def conclude(self) -> Findings | None:
         """What the search has found by now."""
         self.ask()
         return conclude_search(self._study, self._corpus, self._history())
+
+    @cached_property
+    def _expected(self) -> list[RunSpec]:
+        return expect_search(self._study, self._corpus)
 
     def _history(self) -> History:
         return History(dict(self._results), self._decisions)
@@ -58,8 +72,3 @@ class Searching:
         for result in final:
             self.take(result)
         return bool(final)
-
-
-def expect_rest(study: Study, corpus: CorpusFacts, asked: Asked) -> list[RunSpec]:
-    """Stand-ins for the runs that a search will still ask for; they come in the order of its asking."""
-    return [] if asked.finished else expect_search(study, corpus)[len(asked.specs) :]

@@ -237,7 +237,8 @@ def check_mixture(shares: Mapping[str, float]) -> None:
 
 def _check_bounds(low: float, high: float) -> None:
     if low >= high:
-        raise ValueError(f"low must be below high, got low={low:g}, high={high:g}; swap them")
+        remedy = "swap them" if low > high else f"take [{low:g}] for that value alone"
+        raise ValueError(f"low must be below high, got low={low:g}, high={high:g}; {remedy}")
 
 
 def _within(value: float, low: float, high: float) -> float:

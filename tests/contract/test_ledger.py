@@ -344,6 +344,15 @@ def test_planned_runs_that_are_not_asked_for_any_more_leave_the_study(ledger: Le
     assert ledger.count_enrolled("s") == 3  # the one that ran, the one asked for, the other stage's
 
 
+def test_runs_beside_a_search_leave_the_study_with_what_asked_for_them(ledger: Ledger) -> None:
+    known = [("a" * 16, "a", "search"), ("b" * 16, "a", "verification")]
+    ledger.enroll("s", [*known[:1], ("c" * 16, "a", "baseline"), ("d" * 16, "a", "soup")])
+    ledger.enroll("s", known[1:])
+    assert ledger.count_enrolled("s") == 4
+    ledger.enroll("s", known[:1])
+    assert ledger.count_enrolled("s") == 2
+
+
 def test_the_same_row_under_another_mapping_is_a_conflict(ledger: Ledger) -> None:
     record = make_record()
     assert ledger.record(record) is Recorded.INSERTED

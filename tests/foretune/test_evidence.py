@@ -59,7 +59,7 @@ def test_a_constant_rate_has_no_end_to_stop_before() -> None:
 
 def test_runs_of_several_mixtures_are_fitted_together_only_by_name() -> None:
     frame = make_frame(**{"mix/code": [0.75, 0.75, 0.5, 0.75], "mix/text": [0.25, 0.25, 0.5, 0.25]})
-    with pytest.raises(InputError, match="the runs have 2 data mixtures.*--pool mixture"):
+    with pytest.raises(InputError, match=r"the runs have 2 data mixtures.*--pool mixture"):
         gather_observations(frame)
     assert len(gather_observations(frame, pool=["mixture"]).loss) == 4
     assert len(gather_observations(make_frame(**{"mix/code": [0.75, 0.75, 0.75 + 1e-9, 0.75]})).loss) == 4

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from foretune.deriving import CorpusFacts, resolve_run
-from foretune.errors import InputError
+from foretune.errors import InputError, RunnerInterruption
 from foretune.execution import execute_study
 from foretune.ledger import Ledger, open_ledger
 from foretune.ledger.lease import LeaseLost
@@ -255,6 +255,21 @@ def test_a_result_that_another_study_recorded_first_is_the_one_to_go_by(ledger: 
     assert len(seen) >= (ROUNDS - 1) * BATCH
     assert seen == ledger.results([result.run_id for result in seen])
     assert all(result.status.final for result in seen), "and nothing is lost to the failures of this launch"
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_runner_that_ends_before_it_asks_for_more_is_started_again(ledger: Ledger, breaks: bool) -> None:
+    class Deaf(Failing):
+        def run(
+            self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note, more: More = ask_nothing
+        ) -> Generator[tuple[RunSpec, RunOutcome]]:
+            yield from super().run(specs, observe, note)
+            if breaks:
+                raise RunnerInterruption("the executor broke down")
+
+    study = make_study()
+    launch(study, ledger, Watcher(), Deaf(make_runner(study.runner, workspace=Path("unused"))))
+    assert len(ledger.runs("climb")) == ROUNDS * BATCH
 
 
 def test_results_of_another_study_are_taken_over(ledger: Ledger) -> None:

@@ -51,6 +51,8 @@ Gate = Literal["coordcheck", "transfer"]
 """What is asked before runs of several sizes pass for transferable."""
 RETIRED = "retired"
 """The role of a run that an earlier version of the study asked for."""
+ASKED_TOGETHER = (frozenset({"search", "baseline", "soup"}), frozenset({"verification"}))
+"""Roles of the runs that a stage of a launch asks for: it asks for all of them or means that there are none."""
 IDS_PER_QUERY = 500
 """Run ids in one query; SQLite takes 999 in builds before 3.32."""
 
@@ -150,14 +152,16 @@ class Ledger:
     def enroll(self, study: str, asked: Iterable[tuple[str, str, str]], *, lease: Lease | None = None) -> None:
         """Say which runs (run_id, scale, role) a study is made of; known ones get the scale and role given now.
 
-        Runs of these roles that an earlier launch planned and that are not asked for now leave the study if they never
-        ran; if they did, they stay with the role `retired`, so that no fit takes them for runs of the study as it is.
-        Imported runs are not touched. With a lease, LeaseLost is raised when another driver has taken the study over.
+        Runs of these roles, or of roles that are asked for with them, that an earlier launch planned and that are not
+        asked for now leave the study if they never ran; if they did, they stay with the role `retired`, so that no fit
+        takes them for runs of the study as it is. Imported runs are not touched. With a lease, LeaseLost is raised when
+        another driver has taken the study over.
         """
         rows = {
             run_id: {"study": study, "run_id": run_id, "scale": scale, "role": role} for run_id, scale, role in asked
         }
-        roles = {row["role"] for row in rows.values()}
+        asked_now = {row["role"] for row in rows.values()}
+        roles = asked_now.union(*(together for together in ASKED_TOGETHER if together & asked_now))
 
         def replace(connection: Connection) -> None:
             if lease is not None:

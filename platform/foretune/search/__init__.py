@@ -30,7 +30,9 @@ __all__ = [
     "Findings",
     "History",
     "Strategy",
+    "ask_further",
     "ask_search",
+    "check_search",
     "conclude_search",
     "concludes",
     "expect_search",
@@ -60,10 +62,19 @@ def ask_search(study: Study, corpus: CorpusFacts, history: History = NOTHING_YET
 
     Raises InputError where the strategy cannot search this study.
     """
-    strategy = STRATEGIES[study.search.strategy]
-    if problems := strategy.find_problems(study, corpus):
+    check_search(study, corpus)
+    return ask_further(study, corpus, history)
+
+
+def check_search(study: Study, corpus: CorpusFacts) -> None:
+    """Raise InputError where the strategy cannot search this study."""
+    if problems := STRATEGIES[study.search.strategy].find_problems(study, corpus):
         raise InputError("\n".join(problems))
-    asked = strategy.ask(study, corpus, history)
+
+
+def ask_further(study: Study, corpus: CorpusFacts, history: History) -> Asked:
+    """The same as `ask_search`, of a study that is checked: it is asked again after every result."""
+    asked = STRATEGIES[study.search.strategy].ask(study, corpus, history)
     beside, skipped = _ask_beside(study, corpus)
     specs = _list_distinct([*asked.specs, *beside])
     check_decays(study, specs)

@@ -93,10 +93,11 @@ def _describe_loss(stretches: Sequence[Stretch], scores: Mapping[str, float]) ->
 def _describe_best(lineage: Sequence[Stretch], schedule: Schedule, *, is_winner: bool) -> str:
     best, changes = lineage[-1], len(schedule.phases) - 1
     so_far = "is the best" if is_winner else f"is the best so far (generation {best.generation})"
+    how_often = "once" if changes == 1 else f"{changes} times"
     came = f"which began as member {lineage[0].member} and " if lineage[0].member != best.member else "which "
     return (
         f"Member {best.member} {so_far}: {schedule.score:.4f} nats per token after {format_count(best.stop_tokens)} "
-        f"tokens, {came}changed its settings {changes} times."
+        f"tokens, {came}changed its settings {how_often}."
     )
 
 

@@ -48,9 +48,10 @@ class Population(Strategy):
     def ask(self, study: Study, corpus: CorpusFacts, history: History) -> Asked:
         """Every stretch that was decided on by now, and the decisions that the results allow."""
         course, decisions = plot_course(study, corpus), history.decisions
-        while new := _decide(course, read_stretches(decisions), history.results):
-            decisions = number_decisions(decisions, [stretch.decide() for stretch in new])
         stretches = read_stretches(decisions)
+        while new := _decide(course, stretches, history.results):
+            decisions = number_decisions(decisions, [stretch.decide() for stretch in new])
+            stretches += new
         decisions = number_decisions(decisions, decide_replays(study, corpus, decisions, history.results))
         return Asked(
             specs=(*_list_specs(course, stretches, history.results), *list_replays(study, corpus, decisions)),
@@ -188,10 +189,10 @@ def _make_spec(course: Course, stretch: Stretch) -> RunSpec:
 
 def _list_specs(course: Course, stretches: Sequence[Stretch], results: Results) -> list[RunSpec]:
     """The runs of all stretches but those that failed and were gone past."""
-    latest = find_latest(stretches)
+    latest = {(item.member, item.generation) for item in find_latest(stretches)}
     specs = []
     for stretch in stretches:
-        if stretch in latest or stretch.run_id in results:
+        if (stretch.member, stretch.generation) in latest or stretch.run_id in results:
             spec = _make_spec(course, stretch)
             if spec.run_id != stretch.run_id:
                 raise InputError(

@@ -166,7 +166,10 @@ def test_a_real_study_learns_trains_and_keeps_its_mixture(tmp_path: Path, monkey
     assert all(one.learned_path[-1].step == 32 for one in learners)
     assert frame["learned/docs"].notna().sum() == 2
     assert sorted(frame["mix/docs"].round(9)) == pytest.approx(sorted([0.5] * 4 + [mixture["docs"]] * 2))
-    assert Exclusion("that learned settings or their mixture along the run", 2) in gather_observations(frame).excluded
+    assert (
+        Exclusion("that learned settings or their mixture along the run", 2)
+        in gather_observations(frame, pool=("mixture",)).excluded
+    )
     findings = conclude_search(study, facts, History(results, tuple(decisions)))
     assert findings is not None
     assert findings.tables["Trained from scratch"][0]["difference"] < 0

@@ -73,6 +73,10 @@ class Scales:
             covary_levels(left, right) + (1 + self.drift * np.outer(left.distance, right.distance)) * shape
         )
 
+    def covary_beside_law(self, runs: Points) -> FloatArray:
+        """Covariance (n, n) of runs without noise once the law's parameters at the target are known."""
+        return np.asarray(self.covary(runs, runs) - self.linear * runs.slopes @ runs.slopes.T)
+
     def covary_diagonal(self, points: Points) -> FloatArray:
         """Variance (m,) of ln loss without noise."""
         shape = self.linear * (points.slopes**2).sum(axis=1) + self.bent
@@ -94,3 +98,16 @@ def measure_distances(left: FloatArray, right: FloatArray, log_lengths: FloatArr
 def shape_wave(distance: FloatArray) -> FloatArray:
     """Matern-5/2 correlation at distances a."""
     return np.asarray((1 + distance + distance**2 / 3) * np.exp(-distance))
+
+
+def factorise(covariance: FloatArray) -> FloatArray:
+    """Lower Cholesky factor, with as little added to the diagonal as rounding asks for."""
+    jitter = 1e-10 * float(np.mean(np.diag(covariance)))
+    return np.asarray(np.linalg.cholesky(covariance + jitter * np.eye(len(covariance))))
+
+
+def solve_lower(factor: FloatArray, right: FloatArray, *, transposed: bool = False) -> FloatArray:
+    """x of factor x = right, or of its transpose."""
+    from scipy.linalg import solve_triangular
+
+    return np.asarray(solve_triangular(factor, right, lower=True, trans="T" if transposed else "N", check_finite=False))

@@ -3,7 +3,7 @@
 Legend: n runs, m mixtures asked for, d domains, L fidelities, P parameters of the law
     ln loss (r, l) = o_l + law(r; theta) + process + noise;  covariance: `covariances`
     o_l    level of a fidelity, free
-    law    the diminishing (log-linear) mixing law, linear in theta around its fit at the commonest fidelity, with
+    law    the diminishing (log-linear) mixing law, linear in theta around its most probable values (`linear_law`), with
            its own prior of theta: runs that were fitted are not counted twice, as they would be with a fixed mean
 Hyperparameters maximise the marginal likelihood under weak priors (Rasmussen and Williams 2006, section 5.4.1). All is
 plain linear algebra on at most some hundreds of runs; the posterior is BoTorch's (tested), without the import of torch.
@@ -21,16 +21,16 @@ from foretune.search.mixing.covariances import (
     Points,
     Scales,
     covary_levels,
+    factorise,
     measure_distances,
     shape_wave,
+    solve_lower,
     warp_shares,
 )
+from foretune.search.mixing.linear_law import LinearLaw, fit_law, measure_offsets, settle_law
 from foretune.search.mixing.problem import IntArray, MixingProblem, Observed
 from foretune.search.mixing.simplex import FloatArray
-from scalelaws.engines.nonlinear import Noise, Task, find_best, to_coordinates
-from scalelaws.laws.mixture import DiminishingMixture
 from scalelaws.mixtures.process import LENGTH, LENGTH_SD
-from scalelaws.observations import MIXTURE_PREFIX
 
 BENT, NOISE = 0.5, 0.01
 """Expected shares of `bent` and of the noise in the variance of ln loss (an assumption; see SCALE_SD)."""
@@ -43,36 +43,10 @@ SCALE_SD = (2.0, 3.0, 1.0, 2.0)
 assumption)."""
 KNOWN_SD = 0.05
 """Prior of ln noise^2 where the noise was measured over seeds."""
-LAW_NOISE = 0.01
-"""Scatter around the law in ln loss with which its fit begins."""
 FEWEST_RUNS = 3
 """Fewest finished runs: the law needs three."""
 LARGEST_LOG = 8.0
 """Hyperparameters stay within a factor of e^8 of their centres, so that no step of the search overflows."""
-
-
-@dataclass(frozen=True, eq=False)
-class LinearLaw:
-    """A law of mixtures, linear in its parameters around their fit."""
-
-    law: DiminishingMixture
-    """Bound to the domains, by their numbers."""
-    values: FloatArray
-    """(P,) the fit."""
-    gap: FloatArray
-    """(P,) centre of the prior less the fit, in standard deviations of the prior."""
-    sd: FloatArray
-    """(P,) change of each parameter per standard deviation of its prior."""
-
-    def evaluate(self, shares: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """ln loss (m,) at the fit, and its slopes (m, P) per standard deviation of the prior."""
-        ln_loss, slopes = self.law.evaluate(self.values[None], _name_columns(shares))
-        return np.asarray(ln_loss[0]), np.asarray(slopes[0] * self.sd)
-
-    def expect(self, shares: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Prior mean (m,) of ln loss, and the slopes (m, P)."""
-        ln_loss, slopes = self.evaluate(shares)
-        return ln_loss + slopes @ self.gap, slopes
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +70,7 @@ class MixtureSurface:
         """Mean and standard deviation (m,) of ln loss, without the noise of a run."""
         prior, points = self._describe(shares, level)
         cross = self.scales.covary(self.runs, points)
-        known = (_solve(self.factor, cross) ** 2).sum(axis=0)
+        known = (solve_lower(self.factor, cross) ** 2).sum(axis=0)
         variance = np.maximum(self.scales.covary_diagonal(points) - known, 1e-14)
         return np.asarray(prior + self.weights @ cross), np.sqrt(variance)
 
@@ -104,7 +78,7 @@ class MixtureSurface:
         """Mean (m,) and covariance (m, m) of ln loss, without the noise of a run."""
         prior, points = self._describe(shares, level)
         cross = self.scales.covary(self.runs, points)
-        half = _solve(self.factor, cross)
+        half = solve_lower(self.factor, cross)
         return np.asarray(prior + self.weights @ cross), np.asarray(self.scales.covary(points, points) - half.T @ half)
 
     def _describe(self, shares: FloatArray, level: IntArray) -> tuple[FloatArray, Points]:
@@ -114,61 +88,47 @@ class MixtureSurface:
 
 
 def fit_surface(problem: MixingProblem, observed: Observed) -> MixtureSurface:
-    """Fits the process to the runs that have ended; raises InputError where they are fewer than three."""
+    """Fits the process to the runs that have ended; raises InputError where they are fewer than three.
+
+    Hyperparameters are sought around the law's own fit, and again around the parameters that are most probable with
+    them; a third time changes nothing that matters.
+    """
     known = observed.known
     if known.sum() < FEWEST_RUNS:
         raise InputError(
             f"a surface over mixtures needs >= {FEWEST_RUNS} finished runs, got {int(known.sum())}: begin with a design"
         )
     shares, level, y = observed.shares[known], observed.level[known], np.log(observed.loss[known])
-    law, offsets = fit_law(shares, level, y, len(problem.fidelities))
+    levels = len(problem.fidelities)
+    law = fit_law(shares, level, y, levels)
+    offsets = measure_offsets(law, shares, level, y, levels)
+    alone = _pose(problem, law, offsets, shares, level, y)
+    scales = Scales.unpack(alone.maximise())
+    rest = factorise(scales.covary_beside_law(alone.points) + scales.noise * np.eye(len(y)))
+    law = settle_law(law, shares, y - offsets[level], rest, scales.linear)
+    offsets = measure_offsets(law, shares, level, y, levels)
+    task = _pose(problem, law, offsets, shares, level, y)
+    scales = Scales.unpack(task.widen(task.maximise()))
+    return condition_surface(law, scales, task.points, problem.distances, offsets, task.u)
+
+
+def _pose(
+    problem: MixingProblem, law: LinearLaw, offsets: FloatArray, shares: FloatArray, level: IntArray, y: FloatArray
+) -> _Evidence:
+    """The search for the hyperparameters of runs with ln loss y (n,)."""
     prior, slopes = law.expect(shares)
     points = Points(warp_shares(shares), slopes, level, problem.distances[level])
     noise_log = problem.noise_sd / float(np.exp(np.median(y[level == level.max()])))
-    task = _Evidence(points, y - offsets[level] - prior, float((y - offsets[level]).var()), noise_log)
-    scales = Scales.unpack(task.widen(task.maximise()))
-    return condition_surface(law, scales, points, problem.distances, offsets, task.u)
+    return _Evidence(points, y - offsets[level] - prior, float((y - offsets[level]).var()), noise_log)
 
 
 def condition_surface(
     law: LinearLaw, scales: Scales, runs: Points, distances: FloatArray, offsets: FloatArray, gaps: FloatArray
 ) -> MixtureSurface:
     """The posterior of given scales after runs whose ln loss is `gaps` (n,) above the prior mean."""
-    factor = _factorise(scales.covary(runs, runs) + scales.noise * np.eye(len(gaps)))
-    weights = _solve(factor, _solve(factor, gaps), transposed=True)
+    factor = factorise(scales.covary(runs, runs) + scales.noise * np.eye(len(gaps)))
+    weights = solve_lower(factor, solve_lower(factor, gaps), transposed=True)
     return MixtureSurface(law, scales, runs, distances, offsets, factor, weights)
-
-
-def fit_law(shares: FloatArray, level: IntArray, y: FloatArray, levels: int) -> tuple[LinearLaw, FloatArray]:
-    """A law of ln loss y (n,) for all fidelities alike, and the offset (levels,) of each from it.
-
-    Fitted to the fidelity of most runs: the process, in which its parameters are free, learns from the others.
-    """
-    counts = np.bincount(level, minlength=levels)
-    main = level == int(np.argmax(counts))
-    law = _fit_law(shares[main], y[main])
-    return law, _measure_offsets(law, shares, level, y, levels)
-
-
-def _fit_law(shares: FloatArray, y: FloatArray) -> LinearLaw:
-    columns = _name_columns(shares)
-    law = DiminishingMixture().bind({name.removeprefix(MIXTURE_PREFIX): 0 for name in columns}, np.exp(y))
-    task = Task(law, columns, y, np.ones(len(y)), Noise(LAW_NOISE))
-    values = find_best(task, law.starts(columns, np.exp(y)))
-    gap = (task.centre - to_coordinates(values[None], law.parameters)[0]) / task.scale
-    positive = np.array([item.kind == "positive" for item in law.parameters])
-    return LinearLaw(law, values, gap, task.scale * np.where(positive, values, 1.0))
-
-
-def _name_columns(shares: FloatArray) -> dict[str, FloatArray]:
-    return {f"{MIXTURE_PREFIX}{j:04d}": shares[:, j] for j in range(shares.shape[1])}
-
-
-def _measure_offsets(law: LinearLaw, shares: FloatArray, level: IntArray, y: FloatArray, levels: int) -> FloatArray:
-    """Mean of ln loss less the law at each fidelity; the mean over all runs where it has none."""
-    gaps = y - law.evaluate(shares)[0]
-    means = [gaps[level == item].mean() if (level == item).any() else gaps.mean() for item in range(levels)]
-    return np.array(means)
 
 
 class _Evidence:
@@ -217,8 +177,8 @@ class _Evidence:
         grown = 1 + scales.drift * self.away
         wave, line = scales.bent * shape_wave(distance), scales.linear * self.line
         noisy = self.fixed + grown * (wave + line) + scales.noise * np.eye(len(self.u))
-        factor = _factorise(noisy)
-        inverse = _solve(factor, _solve(factor, np.eye(len(self.u))), transposed=True)
+        factor = factorise(noisy)
+        inverse = solve_lower(factor, solve_lower(factor, np.eye(len(self.u))), transposed=True)
         solved = inverse @ self.u
         inner = inverse - np.outer(solved, solved)
         steep = inner * grown * scales.bent * (5 / 3) * (1 + distance) * np.exp(-distance)
@@ -234,15 +194,3 @@ class _Evidence:
         gap = (logs - self.centre) / self.sd
         value = 0.5 * self.u @ solved + np.log(np.diag(factor)).sum() + 0.5 * gap @ gap
         return float(value), slopes + gap / self.sd
-
-
-def _factorise(covariance: FloatArray) -> FloatArray:
-    """Lower Cholesky factor, with as little added to the diagonal as rounding asks for."""
-    jitter = 1e-10 * float(np.mean(np.diag(covariance)))
-    return np.asarray(np.linalg.cholesky(covariance + jitter * np.eye(len(covariance))))
-
-
-def _solve(factor: FloatArray, right: FloatArray, *, transposed: bool = False) -> FloatArray:
-    from scipy.linalg import solve_triangular
-
-    return np.asarray(solve_triangular(factor, right, lower=True, trans="T" if transposed else "N", check_finite=False))

@@ -7,7 +7,8 @@ import pytest
 
 from foretune.errors import InputError
 from foretune.search.mixing.covariances import Points, Scales, warp_shares
-from foretune.search.mixing.multifidelity import LinearLaw, condition_surface, fit_law, fit_surface
+from foretune.search.mixing.linear_law import fit_law
+from foretune.search.mixing.multifidelity import condition_surface, fit_surface
 from foretune.search.mixing.problem import Fidelity, MixingProblem, Observed
 from foretune.search.mixing.simplex import FloatArray
 
@@ -41,7 +42,7 @@ def test_the_posterior_is_botorchs() -> None:
     level = np.repeat([0, 1], [9, 5])
     shares, gaps = rng.dirichlet(np.ones(4), 14), 0.1 * rng.normal(size=14)
     scales = Scales(np.log([0.5, 1.0, 2.0, 0.7]), bent=0.04, noise=0.001, linear=0.8, drift=0.3)
-    law = fit_law(shares, level, gaps + 1, 2)[0]
+    law = fit_law(shares, level, gaps + 1, 2)
     runs = Points(warp_shares(shares), law.evaluate(shares)[1], level, TWO.distances[level])
     surface = condition_surface(law, scales, runs, TWO.distances, np.zeros(2), gaps)
     other, other_level = rng.dirichlet(np.ones(4), 6), np.array([1, 1, 1, 0, 0, 1])
@@ -81,15 +82,6 @@ def test_the_posterior_is_botorchs() -> None:
     prior = law.expect(other)[0]
     assert mean - prior == pytest.approx(posterior.mean.detach().numpy()[:, 0], abs=1e-6)
     assert covariance == pytest.approx(posterior.covariance_matrix.detach().numpy(), abs=1e-6)
-
-
-def test_the_law_at_the_heart_is_linear_in_its_parameters_around_the_fit() -> None:
-    observed = observe(30, 0, 1)
-    law, _ = fit_law(observed.shares, observed.level, np.log(observed.loss), 2)
-    ln_loss, slopes = law.evaluate(observed.shares)
-    assert ln_loss == pytest.approx(np.log(observed.loss), abs=0.02)
-    moved = LinearLaw(law.law, law.values + 1e-6 * law.sd, law.gap, law.sd)
-    assert (moved.evaluate(observed.shares)[0] - ln_loss) / 1e-6 == pytest.approx(slopes.sum(axis=1), rel=1e-3)
 
 
 def test_few_runs_at_the_target_and_many_small_ones_predict_the_target() -> None:
