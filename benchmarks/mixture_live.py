@@ -25,7 +25,7 @@ from foretune.progress import ProgressBar
 from foretune.resolution import resolve_corpus
 from foretune.runners import make_runner
 from foretune.search.interface import score
-from foretune.search.mixture_course import read_advice, read_trials
+from foretune.search.mixing.course import read_advice, read_trials
 from foretune.searching import Searching
 from foretune.study import Study, read_study
 

@@ -15,8 +15,8 @@ import statistics
 
 import numpy as np
 
-from foretune.search.exploiting import Standing, choose_donor
-from foretune.search.exploring import explore_settings
+from foretune.search.population.exploiting import Standing, choose_donor
+from foretune.search.population.exploring import explore_settings
 from foretune.sections import PopulationSection
 from foretune.space import LinearRange
 

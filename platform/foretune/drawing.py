@@ -74,7 +74,7 @@ def draw_answer(answer: Answer) -> dict[str, Picture]:
 
 def draw_lineage_panels(answer: Answer) -> Figure | None:
     """One panel a setting: its way along every member of a population."""
-    from foretune.search.lineage_drawing import draw_population
+    from foretune.search.population.drawing import draw_population
 
     rows = answer.findings.data.get("lineage") if answer.findings else None
     return draw_population(rows) if rows else None
@@ -82,7 +82,7 @@ def draw_lineage_panels(answer: Answer) -> Figure | None:
 
 def draw_mixture_panels(answer: Answer) -> Figure | None:
     """Shares, check and costs of a search over mixtures."""
-    from foretune.search.mixture_drawing import draw_mixture
+    from foretune.search.mixing.drawing import draw_mixture
 
     data = answer.findings.data.get("mixture") if answer.findings else None
     return draw_mixture(data) if data else None

@@ -8,17 +8,17 @@ from foretune.deriving import CorpusFacts
 from foretune.errors import InputError
 from foretune.planning import Skipped, check_decays
 from foretune.records import RunSpec
-from foretune.search.autolrs import AutoLRS
+from foretune.search.autolrs.strategy import AutoLRS
 from foretune.search.baselines import ask_baselines, score_against_baselines
 from foretune.search.bilevel import Bilevel
 from foretune.search.grid import Grid
-from foretune.search.halving import Halving
+from foretune.search.halving.strategy import Halving
 from foretune.search.interface import Asked, Findings, History, Strategy
-from foretune.search.lineage_findings import add_replays
-from foretune.search.mixture import Mixtures
+from foretune.search.mixing.strategy import Mixtures
 from foretune.search.points import Points, ask_points
-from foretune.search.population import Population
-from foretune.search.replaying import ask_replays
+from foretune.search.population.findings import add_replays
+from foretune.search.population.replaying import ask_replays
+from foretune.search.population.strategy import Population
 from foretune.search.sampled import Drawn, Modelled
 from foretune.search.soups import add_soups, tell_soups
 from foretune.search.tuned import tell_tuned

@@ -13,8 +13,8 @@ from foretune.deriving import CorpusFacts
 from foretune.quantities import format_count
 from foretune.records import Decision, Result
 from foretune.search.interface import Findings, score
-from foretune.search.lineage import Stretch, find_latest, find_winner, read_stretches, trace_lineage
-from foretune.search.replaying import Schedule, ask_replays, find_replays, make_schedule, read_schedule
+from foretune.search.population.lineage import Stretch, find_latest, find_winner, read_stretches, trace_lineage
+from foretune.search.population.replaying import Schedule, ask_replays, find_replays, make_schedule, read_schedule
 from foretune.study import Study
 
 CURVE_POINTS = 24

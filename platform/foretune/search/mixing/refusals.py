@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from foretune.errors import InputError
 from foretune.planning import find_obstacle
-from foretune.search.mixture_course import Course
+from foretune.search.mixing.course import Course
 from foretune.search.sampling import find_mixture_problems
 from foretune.space import Simplex
 

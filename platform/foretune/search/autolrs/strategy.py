@@ -14,9 +14,9 @@ from typing import Any
 from foretune.deriving import CorpusFacts, resolve_run
 from foretune.planning import Skipped, find_obstacle
 from foretune.records import RunSpec
+from foretune.search.autolrs.rate_track import Track
+from foretune.search.autolrs.stages import KINDS, read_move
 from foretune.search.interface import Asked, Findings, History, Strategy, number_decisions
-from foretune.search.rate_track import Track
-from foretune.search.stages import KINDS, read_move
 from foretune.sections import LR_FREE
 from foretune.space import LogRange
 from foretune.study import Study

@@ -11,14 +11,14 @@ from foretune.errors import InputError
 from foretune.finding import find_study
 from foretune.ledger import open_ledger
 from foretune.rendering import render_rows
-from foretune.search.lineage_findings import describe_population
-from foretune.search.replaying import Schedule, write_schedule
+from foretune.search.population.findings import describe_population
+from foretune.search.population.replaying import Schedule, write_schedule
 
 
 def do_lineage(args: Namespace) -> None:
     """Print a population's lineage and its schedule, draw it, and write the schedule to a file."""
     from foretune.drawing import DOTS_PER_INCH
-    from foretune.search.lineage_drawing import draw_population
+    from foretune.search.population.drawing import draw_population
 
     with open_ledger(args.ledger or None) as ledger:
         study = find_study(args.study, ledger)

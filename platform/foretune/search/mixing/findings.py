@@ -10,9 +10,9 @@ from foretune.quantities import format_count
 from foretune.repetition import count_domain_tokens
 from foretune.search.comparing import Comparison, compare, measure_noise
 from foretune.search.interface import Findings, History
+from foretune.search.mixing.advice import advise
+from foretune.search.mixing.course import Advice, Course, Results, Trial, is_same_mixture, read_advice, read_trials
 from foretune.search.mixing.multifidelity import FEWEST_RUNS
-from foretune.search.mixture_advice import advise
-from foretune.search.mixture_course import Advice, Course, Results, Trial, is_same_mixture, read_advice, read_trials
 
 SURE = 0.95
 """Probability of a gain above which the search's own runs are taken to show it (convention)."""

@@ -10,8 +10,8 @@ from typing import Any
 from foretune.deriving import CorpusFacts, resolve_horizon, resolve_run
 from foretune.planning import find_obstacle
 from foretune.records import Decision, Result, RunSpec, TrainingSpec
-from foretune.search.course import count_steps
 from foretune.search.interface import score
+from foretune.search.population.course import count_steps
 from foretune.search.sampling import Placed, list_seeds
 from foretune.search.tried import TRY, Setting
 from foretune.sections import HalvingSection, ScaleSection

@@ -18,9 +18,9 @@ from foretune.deriving import CorpusFacts, resolve_run
 from foretune.errors import InputError
 from foretune.planning import Skipped, find_obstacle
 from foretune.records import Changeable, Decision, Frozen, Result, RunSpec
-from foretune.search.course import count_steps
 from foretune.search.interface import score
-from foretune.search.lineage import Stretch, find_winner, make_phase, read_stretches, trace_lineage
+from foretune.search.population.course import count_steps
+from foretune.search.population.lineage import Stretch, find_winner, make_phase, read_stretches, trace_lineage
 from foretune.sections import ScaleSection
 from foretune.study import Study
 

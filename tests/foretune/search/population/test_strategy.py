@@ -20,8 +20,8 @@ from foretune.runners import make_runner
 from foretune.runners.replay import ReplayRunner
 from foretune.runners.surface import Surface
 from foretune.search import STRATEGIES, Asked, History
-from foretune.search.course import plot_course
-from foretune.search.lineage import Stretch, read_stretches, trace_lineage
+from foretune.search.population.course import plot_course
+from foretune.search.population.lineage import Stretch, read_stretches, trace_lineage
 from foretune.sections import SurfaceSection
 from foretune.study import Study, read_study
 

@@ -17,12 +17,8 @@ import numpy as np
 from foretune.deriving import CorpusFacts
 from foretune.records import Decision, RunSpec
 from foretune.search.interface import Asked, Findings, History, Strategy, make_rng, number_decisions
-from foretune.search.mixing.designs import choose_d_optimal, draw_dirichlet
-from foretune.search.mixing.multifidelity import FEWEST_RUNS
-from foretune.search.mixing.proposal import propose
-from foretune.search.mixing.simplex import FloatArray
-from foretune.search.mixture_advice import advise
-from foretune.search.mixture_course import (
+from foretune.search.mixing.advice import advise
+from foretune.search.mixing.course import (
     Advice,
     Course,
     Results,
@@ -32,8 +28,12 @@ from foretune.search.mixture_course import (
     read_advice,
     read_trials,
 )
-from foretune.search.mixture_findings import describe_search
-from foretune.search.mixture_problems import find_course_problems
+from foretune.search.mixing.designs import choose_d_optimal, draw_dirichlet
+from foretune.search.mixing.findings import describe_search
+from foretune.search.mixing.multifidelity import FEWEST_RUNS
+from foretune.search.mixing.proposal import propose
+from foretune.search.mixing.refusals import find_course_problems
+from foretune.search.mixing.simplex import FloatArray
 from foretune.sections import ScaleSection
 from foretune.study import Study
 

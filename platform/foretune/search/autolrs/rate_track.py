@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from foretune.records import Phase, Result, RunSpec, RunStatus
-from foretune.search.line_process import Floats, fit_line
-from foretune.search.stages import Move, Stage, forecast_trial, plan_stages
+from foretune.search.autolrs.line_process import Floats, fit_line
+from foretune.search.autolrs.stages import Move, Stage, forecast_trial, plan_stages
 from foretune.sections import SearchSection
 from foretune.space import LogRange
 from scalelaws.curves.exponentials import LossForecast

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from foretune.search.interface import make_rng
+from foretune.search.mixing.course import DECIMALS, Advice, Course, Results, Trial
 from foretune.search.mixing.optimum import spread_mixtures, surround
 from foretune.search.mixing.problem import Recommendation
 from foretune.search.mixing.recommendation import Advantage, compare, recommend
 from foretune.search.mixing.simplex import FloatArray
 from foretune.search.mixing.surrogates import BEST_AVERAGED, SURROGATES, FittedObjective, average_best, fit_objective
-from foretune.search.mixture_course import DECIMALS, Advice, Course, Results, Trial
 
 DRAWS = 400
 """Draws of the posterior behind the intervals of the shares: their 5 % ends are then known to about 1 %."""

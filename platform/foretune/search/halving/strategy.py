@@ -15,9 +15,9 @@ from typing import Any
 from foretune.deriving import CorpusFacts
 from foretune.planning import MIN_STEPS
 from foretune.records import Decision, Result, RunSpec
-from foretune.search.halving_findings import describe_brackets
+from foretune.search.halving.findings import describe_brackets
+from foretune.search.halving.levels import Bracket, Contender, plot_bracket
 from foretune.search.interface import Asked, Findings, History, Strategy, make_rng, number_decisions
-from foretune.search.levels import Bracket, Contender, plot_bracket
 from foretune.search.sampling import (
     Placed,
     count_points,

@@ -18,7 +18,7 @@ from foretune.records import RunSpec
 from foretune.resolution import resolve_corpus
 from foretune.runners import make_runner
 from foretune.search import ask_search
-from foretune.search.replaying import (
+from foretune.search.population.replaying import (
     REPLAY,
     Schedule,
     SchedulePhase,

@@ -13,9 +13,9 @@ import pytest
 
 from foretune.deriving import CorpusFacts
 from foretune.records import Result, RunOutcome, RunSpec, RunStatus, record_outcome, result_of
-from foretune.search.autolrs import AutoLRS
+from foretune.search.autolrs.stages import plan_stages
+from foretune.search.autolrs.strategy import AutoLRS
 from foretune.search.interface import Asked, History
-from foretune.search.stages import plan_stages
 from foretune.sections.autolrs import AutoLRSSection
 from foretune.study import Study, read_study
 from foretune_factories import make_spec

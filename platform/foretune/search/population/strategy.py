@@ -15,13 +15,13 @@ from foretune.deriving import CorpusFacts
 from foretune.errors import InputError
 from foretune.planning import find_obstacle
 from foretune.records import Phase, Result, RunSpec
-from foretune.search.course import Course, find_course_problems, plot_course
-from foretune.search.exploiting import Standing, choose_donor
-from foretune.search.exploring import draw_settings, explore_settings
 from foretune.search.interface import Asked, Findings, History, Strategy, make_rng, number_decisions, score
-from foretune.search.lineage import Stretch, find_latest, make_phase, read_stretches
-from foretune.search.lineage_findings import describe_population
-from foretune.search.replaying import (
+from foretune.search.population.course import Course, find_course_problems, plot_course
+from foretune.search.population.exploiting import Standing, choose_donor
+from foretune.search.population.exploring import draw_settings, explore_settings
+from foretune.search.population.findings import describe_population
+from foretune.search.population.lineage import Stretch, find_latest, make_phase, read_stretches
+from foretune.search.population.replaying import (
     decide_replays,
     find_replay_problems,
     list_replay_scales,

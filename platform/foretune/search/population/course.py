@@ -10,7 +10,7 @@ from typing import Any
 from foretune.deriving import CorpusFacts, resolve_run
 from foretune.planning import find_obstacle
 from foretune.records import CHANGEABLE, Phase, RunSpec, TrainingSpec
-from foretune.search.exploring import Axes
+from foretune.search.population.exploring import Axes
 from foretune.sections import PopulationSection, ScaleSection
 from foretune.space import Choice, Derived, Simplex
 from foretune.study import Study

@@ -17,8 +17,8 @@ from foretune.resolution import resolve_corpus
 from foretune.runners.surface import Surface
 from foretune.search import Asked, ask_search, conclude_search, expect_search
 from foretune.search.interface import Findings, History
+from foretune.search.mixing.course import UNIT, Course, read_advice, read_trials, settle_units
 from foretune.search.mixing.simplex import build_region
-from foretune.search.mixture_course import UNIT, Course, read_advice, read_trials, settle_units
 from foretune.study import Study, read_study
 
 DOMAINS = ("code", "docs", "web")

@@ -9,8 +9,8 @@ from typing import Any
 
 from foretune.quantities import format_count
 from foretune.search.comparing import rank_settings
+from foretune.search.halving.levels import Bracket, Contender
 from foretune.search.interface import Findings
-from foretune.search.levels import Bracket, Contender
 
 Field = tuple[Bracket, Sequence[Contender]]
 """A rung of the study with the settings that were tried there."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foretune.search.exploring import Axes, draw_settings, explore_settings, perturb_value
+from foretune.search.population.exploring import Axes, draw_settings, explore_settings, perturb_value
 from foretune.sections import PopulationSection
 from foretune.space import Choice, LinearRange, LogRange, Simplex
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from foretune.search.line_process import fit_line
+from foretune.search.autolrs.line_process import fit_line
 
 
 def test_the_posterior_equals_that_of_scikit_learn() -> None:

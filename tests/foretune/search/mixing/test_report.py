@@ -18,7 +18,7 @@ from foretune.reporting import summarize_answer, write_results
 from foretune.resolution import resolve_corpus
 from foretune.runners import Runner, make_runner
 from foretune.runners.interface import More, Note, Observer, ask_nothing, ignore_note
-from foretune.search.mixture_drawing import draw_check, draw_costs, draw_shares
+from foretune.search.mixing.drawing import draw_check, draw_costs, draw_shares
 from foretune.study import Study, read_study
 
 STUDY = {

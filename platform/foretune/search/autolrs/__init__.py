@@ -1,0 +1,1 @@
+"""Strategy `autolrs`: a learning rate that is searched while the model trains."""

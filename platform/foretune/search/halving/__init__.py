@@ -1,0 +1,1 @@
+"""Strategy `halving`: many settings begun, the better ones gone on with."""
