@@ -15,8 +15,9 @@ from foretune.probe import Estimate, estimate_hours
 from foretune.records import RunSpec, TrainingSpec
 from foretune.resolution import plan_study, resolve_corpus
 from foretune.runners.grouping import sum_savings
-from foretune.search import ask_search
+from foretune.search import ask_search, expect_search
 from foretune.search.verification import expect_verification
+from foretune.searching import note_other_searches
 from foretune.study import Study
 from foretune.variation import describe_space
 
@@ -27,8 +28,10 @@ def describe_study(study: Study) -> dict[str, Rows]:
     """The derived numbers of a study, as titled tables: scales, parameters by group, parametrization, space, data."""
     corpus = resolve_corpus(study)
     searched = ask_search(study, corpus).specs
-    specs = [*searched, *expect_verification(study, corpus)]
-    first = {spec.scale: spec for spec in reversed(specs)}
+    later = [*expect_search(study, corpus), *expect_verification(study, corpus)]
+    specs = [*searched, *later]
+    by_scale = {spec.scale: spec for spec in reversed(specs)}
+    first = {scale.name: by_scale[scale.name] for scale in study.scales if scale.name in by_scale}
     return {
         "scales": [_describe_scale(spec) for spec in first.values()],
         **_keep_filled({"batch ramp": _describe_ramps(specs), "weight decay": _describe_decays(study, searched)}),
@@ -70,6 +73,8 @@ def describe_plan(
         "runs_at_once": estimate.slots,
         "hours_basis": estimate.basis,
     }
+    if note := note_other_searches(study, corpus, ledger):
+        record["note"] = note
     whole = Plan(plan.study, (*plan.todo, *expected), plan.done, plan.skipped, plan.later)
     refusal = _find_refusal(study, whole, estimate, _sum_others(whole, ledger), probe=probe)
     return record, _plan_rows(plan, expected), refusal
@@ -93,6 +98,7 @@ def describe_status(ledger: Ledger, study: str) -> dict[str, Any]:
 
 
 def _describe_scale(spec: RunSpec) -> dict[str, Any]:
+    """The whole run, whatever part of it the search asks for first."""
     shape, training = spec.model.shape, spec.training
     return {
         "scale": spec.scale,
@@ -107,7 +113,7 @@ def _describe_scale(spec: RunSpec) -> dict[str, Any]:
         "warmup_steps": training.warmup_steps,
         "decay_steps": training.decay_steps,
         "flops_per_token": shape.flops_per_token(spec.data.seq_len),
-        "compute_flops": float(spec.compute_flops),
+        "compute_flops": float(spec.flops_per_token * training.tokens),
     }
 
 

@@ -54,6 +54,7 @@ def draw_answer(answer: Answer) -> dict[str, Picture]:
         "diagnoses": draw_diagnosis_panels,
         "lineage": draw_lineage_panels,
         "mixture": draw_mixture_panels,
+        "descent": draw_descent_panels,
     }
     captions = {
         "basins": "Held-out loss against peak learning rate at every size. Lines: fitted basins; stars: their optima, "
@@ -65,6 +66,8 @@ def draw_answer(answer: Answer) -> dict[str, Picture]:
         "where it lies far above the noise scale.",
         "lineage": "The settings of every member of the population. Bold: the lineage of the best one; dots: copies of "
         "another member with changed settings.",
+        "descent": "Every setting that the search tried against the FLOPs that it had spent by then, and the best so "
+        "far of those at their horizon.",
         "mixture": "The recommended mixture with its 90 % intervals beside the natural and the best observed one; how "
         "they did at the scales of the check; what each scale cost.",
     }
@@ -78,6 +81,14 @@ def draw_lineage_panels(answer: Answer) -> Figure | None:
 
     rows = answer.findings.data.get("lineage") if answer.findings else None
     return draw_population(rows) if rows else None
+
+
+def draw_descent_panels(answer: Answer) -> Figure | None:
+    """One panel a rung: what the search had found by when."""
+    from foretune.search.descent import DESCENT, draw_descent
+
+    rows = answer.findings.data.get(DESCENT) if answer.findings else None
+    return draw_descent(rows) if rows else None
 
 
 def draw_mixture_panels(answer: Answer) -> Figure | None:

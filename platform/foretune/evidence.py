@@ -21,6 +21,8 @@ MIXTURE = "mixture"
 """What stands for the columns `mix/DOMAIN` where rows are pooled."""
 SAME_SHARE = 1e-6
 """Shares of one domain that differ by less are the same: the digits that a CSV file keeps."""
+BASELINES = "baselines of a search"
+"""Why baselines are left out: they have a parametrization of their own, whatever the branch."""
 
 
 def list_parametrizations(frame: pd.DataFrame) -> list[str]:
@@ -94,7 +96,7 @@ def _exclusions(frame: pd.DataFrame, parametrization: str) -> list[tuple[str, pd
     rules: list[tuple[str, pd.Series[bool]]] = []
     if "role" in frame:
         rules.append(("asked for by an earlier version of the study", frame["role"].eq("retired")))
-        rules.append(("baselines of a search", frame["role"].eq("baseline")))
+        rules.append((BASELINES, frame["role"].eq("baseline")))
         rules.append(("soups of other runs", frame["role"].eq("soup")))
     if "setting_changes" in frame:
         rules.append(("whose settings changed along the run", frame["setting_changes"].fillna(0).gt(0)))

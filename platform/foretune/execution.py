@@ -198,7 +198,8 @@ class _StageLoop:
             for spec, outcome in outcomes:
                 result = self._record(spec, outcome)
                 if spec.parent_run_id and (outcome.spent_flops or 0.0) > spec.own_flops:
-                    watcher.note(f"run {spec.run_id}: no state of {spec.parent_run_id}; trained from the beginning")
+                    gone = f"no state of {spec.parent_run_id}; trained from the beginning"
+                    watcher.note(f"run {spec.run_id}: {outcome.reason if spec.soup else gone}")
                 self._attempted.add(spec.run_id)
                 self._stage.take(result)
                 watcher.finish_run(spec, outcome)

@@ -32,7 +32,7 @@ def launch_study(
     be reached or that has no node large enough. Raises RunnerInterruption when the executor breaks down for good.
     """
     corpus = resolve_corpus(study)
-    _, _, refusal = describe_plan(study, ledger, probe=study.budget.limits_hours)
+    planned, _, refusal = describe_plan(study, ledger, probe=study.budget.limits_hours)
     if refusal:
         raise refusal
     workspace = (results / study.study.name).resolve()
@@ -40,8 +40,9 @@ def launch_study(
     runner = make_runner(study.runner, address=address, workspace=workspace)
     watcher = ProgressBar(quiet=quiet)
     watcher.note(f"runner: {runner.describe()}")
-    for note in (*ledger.notes, *corpus.notes):
-        watcher.note(note)
+    for note in (*ledger.notes, *corpus.notes, planned.get("note", "")):
+        if note:
+            watcher.note(note)
     try:
         sweep = partial(_sweep_checkpoints, workspace, ledger)
         execute_study(study, ledger, runner, corpus, watcher, steal=steal, sweep=sweep)

@@ -28,14 +28,16 @@ class ProgressBar:
         """Of the whole stage."""
         self._given = 0.0
         """Of the runs that are decided on."""
-        self._started = time.monotonic()
+        self._began: tuple[float, float] | None = None
+        """When the first run of the stage was seen to train, and the FLOPs done by then: executors take their time to
+        start."""
 
     def start_stage(self, plan: Plan) -> None:
         """Open a bar for the runs to do, and say what is already done or skipped."""
         self.close()
         role = plan.todo[0].role if plan.todo else "search"
         self._counts = {"runs": len(plan.todo), "completed": 0, "diverged": 0, "failed": 0}
-        self._flops, self._flops_done, self._started = plan.flops, {}, time.monotonic()
+        self._flops, self._flops_done, self._began = plan.flops, {}, None
         self._given = float(sum(spec.own_flops for spec in plan.todo))
         self.note(f"{role}: {len(plan.todo)} runs to do, {len(plan.done)} done before, {len(plan.skipped)} skipped")
         for skipped in plan.skipped[:5]:
@@ -72,11 +74,10 @@ class ProgressBar:
         self._show()
 
     def report(self) -> dict[str, Any]:
-        """Runs ended of the stage, and the minutes left at the rate of FLOPs so far."""
-        spent = time.monotonic() - self._started
-        done = sum(self._flops_done.values())
-        left = spent * (self._flops / done - 1) / 60 if done else None
-        return {"runs": self._counts["runs"], "ended": self._count_ended(), "minutes_left": left and round(left, 1)}
+        """Runs ended of the stage, and the minutes left at the rate of FLOPs since the first of them trained."""
+        left = self._estimate_seconds()
+        minutes = None if left is None else round(left / 60, 1)
+        return {"runs": self._counts["runs"], "ended": self._count_ended(), "minutes_left": minutes}
 
     def note(self, message: str) -> None:
         """Print a line without breaking the bar."""
@@ -88,12 +89,22 @@ class ProgressBar:
             self._bar.close()
             self._bar = None
 
+    def _estimate_seconds(self) -> float | None:
+        """Seconds left; None before there is a rate."""
+        done = sum(self._flops_done.values())
+        if done >= self._flops:
+            return 0.0
+        began, before = self._began or (0.0, done)
+        return (self._flops - done) * (time.monotonic() - began) / (done - before) if done > before else None
+
     def _advance(self, spec: RunSpec, tokens: int) -> None:
         share = max(0.0, 1 - (spec.tokens - tokens) / max(1, spec.own_tokens))
         flops = max(self._flops_done.get(spec.run_id, 0.0), share * spec.own_flops)
         if self._bar is not None:
             self._bar.update(flops - self._flops_done.get(spec.run_id, 0.0))
         self._flops_done[spec.run_id] = flops
+        if self._began is None:
+            self._began = time.monotonic(), flops
 
     def _count_ended(self) -> int:
         return self._counts["completed"] + self._counts["diverged"] + self._counts["failed"]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from foretune import __version__
 from foretune.answers import Answer, Branch, Verification, title_parametrization
 from foretune.drawing import Picture, draw_answer
+from foretune.evidence import BASELINES
 from foretune.quantities import format_count
 from foretune.query import compare_published
 from foretune.rendering import format_number, render_rows
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 PUBLISHED_FLOPS = 1e17
 """Smallest target, training FLOPs, beside which published laws are shown: their smallest runs took 3e17."""
+
+COLUMN_WORDS = {"flops": "FLOPs", "lr": "learning rate"}
+"""Words of columns that people write otherwise than keys have them."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,12 @@ class Table:
         """A table from records with the same keys; the key `chosen` marks rows and is not shown."""
         header = [key for key in (records[0] if records else {}) if key != chosen]
         numeric = [all(isinstance(record[key], int | float | None) for record in records) for key in header]
+        titles = [_title_column(key) for key in header]
         rows = [
             {"cells": [format_number(record[key]) for key in header], "chosen": bool(record.get(chosen))}
             for record in records
         ]
-        return cls(header, rows, numeric)
+        return cls(titles, rows, numeric)
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,11 @@ class Section:
     paragraphs: list[str] = field(default_factory=list)
     figures: list[Picture] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing under the title."""
+        return not (self.paragraphs or self.figures or self.tables)
 
 
 def write_results(answer: Answer, study: Study, folder: Path) -> Path:
@@ -91,7 +101,7 @@ def render_page(answer: Answer, pictures: dict[str, Picture]) -> str:
         headline=_choose_headline(answer),
         findings=[*_describe_drifts(answer), *_describe_verifications(answer)],
         warnings=list(answer.branch.forecast.warnings) if answer.branch.forecast else [],
-        sections=_list_sections(answer, pictures),
+        sections=[section for section in _list_sections(answer, pictures) if not section.is_empty],
     )
 
 
@@ -187,12 +197,7 @@ def _list_sections(answer: Answer, pictures: dict[str, Picture]) -> list[Section
         return [*_list_findings(answer, shown), *_list_closing(answer, shown)]
     return [
         *_list_findings(answer, shown),
-        Section(
-            "The basins: loss against learning rate",
-            ["Each optimum stands on the runs of one cell; its bar is the interval. Diverged runs bound a basin."],
-            shown("basins"),
-            [Table.of(_list_optima(answer))],
-        ),
+        *_list_basins(answer, shown),
         Section("Does the optimum move with width?", _describe_drifts(answer), shown("drift")),
         Section(
             "The law of the loss", [], shown("law"), [Table.of(_list_parameters(b)) for b in answer.branches if b.fit]
@@ -201,7 +206,7 @@ def _list_sections(answer: Answer, pictures: dict[str, Picture]) -> list[Section
             "Forecast against verification",
             _introduce_verification(answer),
             shown("verification"),
-            [Table.of(_list_verification(answer), chosen="predicted")],
+            [Table.of(rows, chosen="predicted") for rows in [_list_verification(answer)] if rows],
         ),
         *([_compare_with_published(answer)] if answer.target.compute >= PUBLISHED_FLOPS else []),
         *_list_closing(answer, shown),
@@ -209,13 +214,22 @@ def _list_sections(answer: Answer, pictures: dict[str, Picture]) -> list[Section
 
 
 def _list_findings(answer: Answer, shown: Callable[..., list[Picture]]) -> list[Section]:
-    """What the search found, a section for every table of it."""
+    """What the search found, a section for every table of it; its sentence, unless the page begins with that."""
     findings = answer.findings
     if findings is None:
         return []
     pictures = shown(*(name for name in findings.data))
-    tables = [Section(title, tables=[Table.of(rows)]) for title, rows in findings.tables.items() if rows]
-    return [Section("What the search found", [findings.sentence], pictures), *tables]
+    tables = [Section(_capitalize(title), tables=[Table.of(rows)]) for title, rows in findings.tables.items() if rows]
+    told = [findings.sentence] if answer.branch.forecast else []
+    return [Section("What the search found", told, pictures), *tables]
+
+
+def _list_basins(answer: Answer, shown: Callable[..., list[Picture]]) -> list[Section]:
+    rows = _list_optima(answer)
+    if not rows:
+        return []
+    told = "Each optimum stands on the runs of one cell; its bar is the interval. Diverged runs bound a basin."
+    return [Section("The basins: loss against learning rate", [told], shown("basins"), [Table.of(rows)])]
 
 
 def _list_closing(answer: Answer, shown: Callable[..., list[Picture]]) -> list[Section]:
@@ -317,11 +331,18 @@ def _list_verification(answer: Answer) -> list[dict[str, Any]]:
 
 
 def _list_exclusions(answer: Answer) -> list[dict[str, Any]]:
-    return [
+    listed: list[dict[str, Any]] = [
         {"parametrization": title_parametrization(branch.parametrization), "runs": item.runs, "reason": item.reason}
         for branch in answer.branches
         for item in _exclusions(branch)
-    ] + [
+        if item.reason != BASELINES
+    ]
+    baselines = answer.runs[answer.runs["role"].eq("baseline")]
+    listed += [
+        {"parametrization": title_parametrization(str(name)), "runs": len(part), "reason": BASELINES}
+        for name, part in baselines.groupby("parametrization", sort=False)
+    ]
+    return listed + [
         {
             "parametrization": title_parametrization(str(row["parametrization"])),
             "runs": 1,
@@ -353,14 +374,15 @@ def _list_costs(answer: Answer) -> list[dict[str, Any]]:
 
 
 def _tokens_trained(part: pd.DataFrame) -> pd.Series[float]:
-    """Tokens that were trained on: the horizon, less what diverged and failed runs left of it."""
-    return part["tokens_trained"].fillna(part["tokens"]).astype(float)
+    """Tokens that the runs themselves were trained on: those that came with a parent's state are the parent's."""
+    return _spent_flops(part) * part["tokens"] / part["compute_flops"]
 
 
 def _spent_flops(part: pd.DataFrame) -> pd.Series[float]:
-    """What the runs cost: less than their horizon where they shared a trunk or ended early."""
-    by_tokens = part["compute_flops"] * _tokens_trained(part) / part["tokens"]
-    return part["spent_flops"].astype(float).fillna(by_tokens)
+    """What the runs cost: less than their horizon where they shared a trunk, went on from others or ended early."""
+    seen = part["tokens_trained"].fillna(part["tokens"]).astype(float)
+    seen = seen.mask(part["role"].eq("soup"), 0.0)  # an attempt that failed has trained nothing that is known of
+    return part["spent_flops"].astype(float).fillna(part["compute_flops"] * seen / part["tokens"])
 
 
 def _list_versions(answer: Answer) -> list[dict[str, Any]]:
@@ -372,6 +394,25 @@ def _list_versions(answer: Answer) -> list[dict[str, Any]]:
         "runs executed on": "; ".join(f"{name} ({count} runs)" for name, count in devices.items()),
     }
     return [{"what": key, "version": value} for key, value in told.items()]
+
+
+def _title_column(key: str) -> str:
+    """A key as a heading in words.
+
+    >>> _title_column("training_flops")
+    'training FLOPs'
+    """
+    words = (COLUMN_WORDS.get(word, word) for word in key.split("_"))
+    return " ".join(words)
+
+
+def _capitalize(title: str) -> str:
+    """A heading in sentence case: the rest of it is left as it is.
+
+    >>> _capitalize("settings at w16")
+    'Settings at w16'
+    """
+    return title[:1].upper() + title[1:]
 
 
 def _interval(estimate: Estimate) -> str:

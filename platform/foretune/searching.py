@@ -7,9 +7,32 @@ from functools import cached_property
 from foretune.deriving import CorpusFacts
 from foretune.ledger import Ledger
 from foretune.records import Decision, Result, RunSpec
-from foretune.search import Asked, Findings, History, ask_further, check_search, conclude_search, expect_search
+from foretune.search import (
+    STRATEGIES,
+    Asked,
+    Findings,
+    History,
+    ask_further,
+    check_search,
+    conclude_search,
+    expect_search,
+)
 from foretune.search.interface import fingerprint_search
 from foretune.study import Study
+
+
+def note_other_searches(study: Study, corpus: CorpusFacts, ledger: Ledger | None) -> str:
+    """What to know where the study was edited since a search of its name began; empty where it was not."""
+    counts = ledger.count_decisions(study.study.name) if ledger else {}
+    own = counts.pop(fingerprint_search(study, corpus), 0)
+    others = sum(counts.values())
+    if not others:
+        return ""
+    return (
+        f"study {study.study.name!r}: {others} decisions in the ledger are of other versions of this search, and this "
+        f"one {'goes on from its own ' + str(own) if own else 'begins anew'}; their runs stay there, and are used "
+        "again where a run is the same"
+    )
 
 
 class Searching:
@@ -44,7 +67,10 @@ class Searching:
 
     def expect_rest(self, asked: Asked) -> list[RunSpec]:
         """Stand-ins for the runs that will still be asked for, in the order of that."""
-        return [] if asked.finished else self._expected[len(asked.specs) :]
+        if asked.finished:
+            return []
+        strategy = STRATEGIES[self._study.search.strategy]
+        return list(strategy.expect_rest(self._study, self._corpus, asked, self._expected))
 
     def conclude(self) -> Findings | None:
         """What the search has found by now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,11 +13,12 @@ from typing import Any
 import pytest
 
 from foretune.deriving import CorpusFacts
+from foretune.errors import InputError
 from foretune.records import CHANGEABLE, Decision, Result, RunOutcome, RunSpec, RunStatus, record_outcome
 from foretune.records.history import result_of
 from foretune.runners.surface import Surface
 from foretune.search import STRATEGIES, Asked, History, ask_search, conclude_search, expect_search
-from foretune.search.interface import fingerprint_search
+from foretune.search.interface import fingerprint_search, score
 from foretune.sections import SurfaceSection
 from foretune.space import LinearRange, LogRange
 from foretune.study import Study, read_study
@@ -174,6 +176,25 @@ def test_a_sound_study_has_no_problems(study: Study) -> None:
     assert read_study(study.snapshot()) == study
 
 
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ({"doc": 1.0}, r"search\.objective\.doc: no such domain; did you mean 'docs'\? .*: code, docs"),
+        ({"code": 0.0, "docs": 0.0}, r"search\.objective: all weights are 0"),
+    ],
+)
+def test_an_objective_that_weighs_nothing_is_refused(study: Study, objective: dict[str, float], said: str) -> None:
+    name = study.search.strategy
+    with pytest.raises(InputError, match=said):
+        ask_search(CASES[name].read(name, objective=objective), CORPUS)
+
+
+def test_an_objective_needs_the_loss_of_its_domains() -> None:
+    result = next(item for item in search_whole("grid").results.values() if item.loss is not None)
+    with pytest.raises(InputError, match=r"no held-out loss of domain 'wiki'"):
+        score(result, {"docs": 0.5, "wiki": 0.5})
+
+
 def test_asking_is_a_pure_function_of_the_history(study: Study) -> None:
     bench = Bench(study)
     for _ in range(5):
@@ -225,6 +246,23 @@ def test_killed_and_started_again_it_ends_the_same(whole: Bench, every: int) -> 
         ledger.search(last_first=place % 2 == 1, most=every)
     assert ledger.missing(ledger.ask()) == []
     assert set(ledger.results) == set(whole.results)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7])
+def test_what_was_decided_is_asked_for_whatever_has_come_of_it(whole: Bench, share: float) -> None:
+    """A driver that starts knows all decisions before it has looked up a result."""
+    rng = random.Random(f"{whole.study.search.strategy} {share}")
+    for count in {len(whole.decisions), len(whole.decisions) // 2}:
+        results = {key: item for key, item in whole.results.items() if rng.random() < share}
+        asked = ask_search(whole.study, CORPUS, History(results, whole.decisions[:count]))
+        assert asked.decisions[:count] == whole.decisions[:count]
+        conclude_search(whole.study, CORPUS, History(results, asked.decisions))
+    if not share:
+        asked = ask_search(whole.study, CORPUS, History({}, whole.decisions))
+        assert asked.decisions == whole.decisions, "nothing is decided for want of a result"
+        known = {spec.run_id for spec in asked.specs} | {item.run_id for item in asked.decisions}
+        first = ask_search(whole.study, CORPUS).specs
+        assert {spec.run_id for spec in first} <= known, "no result can be looked up of a run that is not named"
 
 
 def test_asynchronously_it_ends_too(study: Study) -> None:

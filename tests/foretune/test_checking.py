@@ -55,6 +55,26 @@ def test_groups_and_rules_are_shown_for_every_kind_of_model(proxy: dict[str, Any
     ]  # fmt: skip
 
 
+def test_a_population_is_shown_with_its_whole_runs_and_those_of_its_replays() -> None:
+    study = {
+        "study": {"name": "test", "question": "?"},
+        "proxy": {"base_width": 32, "head_size": 8},
+        "scales": [{"name": f"w{width}", "width": width, "tokens": 65_536} for width in (32, 64)],
+        "data": {"seq_len": 32},
+        "training": {"batch_tokens": 1024},
+        "search": {
+            "strategy": "pbt",
+            "space": {"peak_lr": {"low": 1e-3, "high": 0.1}},
+            "population": {"size": 4, "ready_tokens": 16_384},
+            "replay": {"scales": ["w64"], "seeds": [7]},
+        },
+        "runner": {"kind": "replay", "surface": {}},
+    }
+    rows = describe_study(read_study(study))["scales"]
+    assert [row["scale"] for row in rows] == ["w32", "w64"]
+    assert all(row["compute_flops"] == row["flops_per_token"] * 65_536 for row in rows)
+
+
 def test_the_ramp_of_the_batch_is_shown_with_its_steps() -> None:
     tables = describe({}, {"seed": [0, 1]}, {"ramp_tokens": 8192, "ramp_doublings": 2})
     assert [tuple(row.values()) for row in tables["batch ramp"]] == [

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from foretune.checking import describe_plan
 from foretune.deriving import CorpusFacts, resolve_run
 from foretune.errors import InputError, RunnerInterruption
 from foretune.execution import execute_study
@@ -184,6 +185,17 @@ def test_what_was_decided_is_not_decided_anew_by_a_later_version(
     after = ledger.decisions("climb")
     assert after[: len(before)] == before
     assert len(after) == ROUNDS * BATCH
+
+
+def test_an_edited_space_is_a_new_search_and_the_plan_says_so(ledger: Ledger) -> None:
+    launch(make_study(), ledger, Watcher())
+    assert "note" not in describe_plan(make_study(), ledger, probe=False)[0]
+    wider = make_study(search={"strategy": "tpe", "space": {"peak_lr": {"low": 1e-6, "high": 0.5}}})
+    told = describe_plan(wider, ledger, probe=False)[0]["note"]
+    assert told.startswith(f"study 'climb': {ROUNDS * BATCH} decisions in the ledger are of other versions")
+    assert "begins anew" in told
+    launch(wider, ledger, Watcher())
+    assert "goes on from its own 12" in describe_plan(wider, ledger, probe=False)[0]["note"]
 
 
 def test_decisions_are_written_before_anything_is_run_for_them(ledger: Ledger) -> None:

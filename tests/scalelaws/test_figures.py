@@ -85,3 +85,12 @@ def test_the_wrong_law_is_refused(plant_settings):
     fit = scalelaws.fit("lr_batch", plant_settings(3, 1), bootstrap=50)
     with pytest.raises(ValueError, match="laws of the loss"):
         figures.draw_law(fit, plant_settings(3, 1))
+
+
+def test_equal_losses_have_a_frame(recwarn: pytest.WarningsRecorder) -> None:
+    rates = np.array([0.01, 0.02, 0.04, 0.08])
+    losses = np.full(4, 3.0)
+    optimum = scalelaws.find_basin_optimum(rates, losses)
+    low, high = figures.draw_basins([figures.Sweep("flat", rates, losses, optimum)]).get_ylim()
+    assert low < 3.0 < high
+    assert not [item for item in recwarn if "identical" in str(item.message)]

@@ -96,7 +96,8 @@ def _frame_losses(ax: Axes, heights: Sequence[FloatArray], excess: bool) -> floa
     lowest = [float(height[np.isfinite(height)].min()) for height in heights]
     finite = np.concatenate([height[np.isfinite(height)] for height in heights])
     top, bottom = min(float(finite.max()), 10.0 if excess else 1.15 * max(lowest)), min(lowest)
-    ax.set_ylim(bottom - 0.06 * (top - bottom), top + 0.12 * (top - bottom))
+    height = (top - bottom) or abs(top) or 1.0  # losses may all be equal, and a frame needs a height
+    ax.set_ylim(bottom - 0.06 * height, top + 0.12 * height)
     return top
 
 

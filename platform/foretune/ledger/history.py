@@ -34,6 +34,12 @@ def read_decisions(connection: Connection, study: str, fingerprint: str = "") ->
     ]
 
 
+def count_decisions(connection: Connection, study: str) -> dict[str, int]:
+    """How many decisions the ledger has of each search that a study was, by its fingerprint."""
+    query = sa.select(decisions.c.fingerprint, sa.func.count()).where(decisions.c.study == study)
+    return {row[0]: row[1] for row in connection.execute(query.group_by(decisions.c.fingerprint))}
+
+
 def append_decisions(connection: Connection, study: str, fingerprint: str, asked: Sequence[Decision]) -> None:
     """Write the decisions that are not there yet; those that are must be the same, or nothing is written."""
     known = read_decisions(connection, study, fingerprint) if asked else []
@@ -63,12 +69,13 @@ def read_results(connection: Connection, ids: Sequence[str]) -> Iterator[tuple[s
     of_curve = sa.select(curves.c.run_id, *(curves.c[name] for name in names)).where(curves.c.run_id.in_(ids))
     for run_id, *values in connection.execute(of_curve.order_by(curves.c.run_id, curves.c.position)):
         points[run_id].append(CurvePoint(**dict(zip(names, values, strict=True))))
-    columns = ("run_id", "status", "loss", "tokens_trained", "spent_flops", "created_at")
+    columns = ("run_id", "status", "reason", "loss", "tokens_trained", "spent_flops", "created_at")
     query = sa.select(*(runs.c[name] for name in columns)).where(runs.c.run_id.in_(ids))
     for row in connection.execute(query):
         result = Result(
             run_id=row.run_id,
             status=RunStatus(row.status),
+            reason=row.reason or "",
             loss=row.loss,
             loss_by_domain=losses[row.run_id],
             tokens=row.tokens_trained or 0,

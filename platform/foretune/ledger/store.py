@@ -26,7 +26,7 @@ from foretune.ledger.frames import (
     frame_gates,
     frame_runs,
 )
-from foretune.ledger.history import append_decisions, read_decisions, read_results
+from foretune.ledger.history import append_decisions, count_decisions, read_decisions, read_results
 from foretune.ledger.lease import Lease
 from foretune.ledger.opening import open_database
 from foretune.ledger.recording import Recorded, check_record, clean_text, now, to_json, write_record
@@ -268,6 +268,11 @@ class Ledger:
         """What a search has decided, in order; without a fingerprint the study's latest search."""
         with self._database.read() as connection:
             return read_decisions(connection, study, fingerprint)
+
+    def count_decisions(self, study: str) -> dict[str, int]:
+        """How many decisions there are of each search that a study was, by its fingerprint."""
+        with self._database.read() as connection:
+            return count_decisions(connection, study)
 
     def spec(self, run_id: str) -> dict[str, Any] | None:
         """What a run trained, resolved, as it was hashed into its id; None for imported and unknown runs."""

@@ -32,6 +32,8 @@ class Result(Frozen):
     """The run."""
     status: RunStatus
     """completed, diverged, or failed with its retries spent."""
+    reason: str = ""
+    """Why it is not completed; of a soup, the runs that are in it."""
     loss: float | None
     """Held-out loss, nats per token, weighted by the run's own mixture; None unless completed."""
     loss_by_domain: dict[str, float]
@@ -53,6 +55,7 @@ def result_of(record: RunRecord) -> Result:
     return Result(
         run_id=record.run_id,
         status=record.status,
+        reason=record.reason or "",
         loss=record.loss,
         loss_by_domain=record.loss_by_domain,
         tokens=record.tokens_trained or 0,

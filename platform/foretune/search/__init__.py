@@ -13,14 +13,14 @@ from foretune.search.baselines import ask_baselines, score_against_baselines
 from foretune.search.bilevel import Bilevel
 from foretune.search.grid import Grid
 from foretune.search.halving.strategy import Halving
-from foretune.search.interface import Asked, Findings, History, Strategy
+from foretune.search.interface import Asked, Findings, History, Strategy, find_objective_problems
 from foretune.search.mixing.strategy import Mixtures
 from foretune.search.points import Points, ask_points
 from foretune.search.population.findings import add_replays
 from foretune.search.population.replaying import ask_replays
 from foretune.search.population.strategy import Population
 from foretune.search.sampled import Drawn, Modelled
-from foretune.search.soups import add_soups, tell_soups
+from foretune.search.soups import add_soups, find_soup_problems, tell_soups
 from foretune.search.tuned import tell_tuned
 from foretune.study import Study
 
@@ -68,17 +68,17 @@ def ask_search(study: Study, corpus: CorpusFacts, history: History = NOTHING_YET
 
 def check_search(study: Study, corpus: CorpusFacts) -> None:
     """Raise InputError where the strategy cannot search this study."""
-    if problems := STRATEGIES[study.search.strategy].find_problems(study, corpus):
+    problems = list(find_objective_problems(study.search.objective, list(corpus.mixture)))
+    problems += STRATEGIES[study.search.strategy].find_problems(study, corpus)
+    if study.search.soup and not problems:
+        problems = find_soup_problems(_ask_runs(study, corpus, NOTHING_YET), study)
+    if problems:
         raise InputError("\n".join(problems))
 
 
 def ask_further(study: Study, corpus: CorpusFacts, history: History) -> Asked:
     """The same as `ask_search`, of a study that is checked: it is asked again after every result."""
-    asked = STRATEGIES[study.search.strategy].ask(study, corpus, history)
-    beside, skipped = _ask_beside(study, corpus)
-    specs = _list_distinct([*asked.specs, *beside])
-    check_decays(study, specs)
-    return add_soups(replace(asked, specs=tuple(specs), skipped=(*asked.skipped, *skipped)), study, history)
+    return add_soups(_ask_runs(study, corpus, history), study, history)
 
 
 def expect_search(study: Study, corpus: CorpusFacts) -> list[RunSpec]:
@@ -101,6 +101,15 @@ def conclude_search(study: Study, corpus: CorpusFacts, history: History) -> Find
     specs = ask_search(study, corpus, history).specs if told else ()
     findings = tell_soups(tell_tuned(findings, specs, history.results), specs, study, history)
     return score_against_baselines(findings, specs, study, corpus, history)
+
+
+def _ask_runs(study: Study, corpus: CorpusFacts, history: History) -> Asked:
+    """Everything that is trained: what the strategy asks for by now, and what it has beside that."""
+    asked = STRATEGIES[study.search.strategy].ask(study, corpus, history)
+    beside, skipped = _ask_beside(study, corpus)
+    specs = _list_distinct([*asked.specs, *beside])
+    check_decays(study, specs)
+    return replace(asked, specs=tuple(specs), skipped=(*asked.skipped, *skipped))
 
 
 def _ask_beside(study: Study, corpus: CorpusFacts) -> tuple[list[RunSpec], list[Skipped]]:

@@ -67,7 +67,8 @@ class Bilevel(Strategy):
             if decision is None:
                 specs += learners
                 continue
-            specs += [spec for spec in learners if history.results[spec.run_id].status is not RunStatus.FAILED]
+            passed_over = decision.details.get("passed_over", ())  # the first decisions that were kept do not say
+            specs += [spec for spec in learners if spec.run_id not in passed_over]
             if scale.name not in known:
                 new.append(decision)
             for spec in _ask_plain(study, scale, decision.details["mixture"], corpus):
@@ -145,7 +146,13 @@ def _decide(scale: ScaleSection, learners: Sequence[RunSpec], results: Mapping[s
     found = {run_id: shares for run_id, shares in learned.items() if shares}
     domains = next(iter(found.values()), {})
     mixture = {name: statistics.fmean(shares[name] for shares in found.values()) for name in domains}
-    details: dict[str, Any] = {"scale": scale.name, "mixture": mixture, "learned": learned}
+    passed_over = [result.run_id for result in ended if result and result.status is RunStatus.FAILED]
+    details: dict[str, Any] = {
+        "scale": scale.name,
+        "mixture": mixture,
+        "learned": learned,
+        "passed_over": passed_over,
+    }
     return Decision(number=0, kind="mixture" if mixture else "lost", details=details)
 
 

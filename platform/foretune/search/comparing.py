@@ -33,7 +33,11 @@ class Noise:
 
     def describe(self) -> str:
         """The noise floor in a phrase."""
-        return f"{self.sd:.2%} of the loss between seeds ({self.dof} degrees of freedom, below {self.upper:.2%})"
+        return f"{self.sd:.2%} of the loss between seeds ({self.describe_dof()}, below {self.upper:.2%})"
+
+    def describe_dof(self) -> str:
+        """The degrees of freedom in words."""
+        return f"{self.dof} degree{'s' if self.dof > 1 else ''} of freedom"
 
 
 @dataclass(frozen=True)

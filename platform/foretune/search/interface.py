@@ -7,15 +7,17 @@ asking again, and a library that proposes other points in its next version chang
 
 from __future__ import annotations
 
+import difflib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from foretune.deriving import CorpusFacts
+from foretune.errors import InputError
 from foretune.planning import Skipped
 from foretune.records import Decision, Result, RunSpec, RunStatus, hash_content, trainer_of
 from foretune.study import Study
@@ -86,6 +88,12 @@ class Strategy(ABC):
         """Runs that cost what all runs of the search will cost, though their settings are still unknown."""
         return list(self.ask(study, corpus, History()).specs)
 
+    def expect_rest(
+        self, study: Study, corpus: CorpusFacts, asked: Asked, expected: Sequence[RunSpec]
+    ) -> Sequence[RunSpec]:
+        """Runs that cost what will be asked for after these, in that order; `expected`: what all of them cost."""
+        return expected[len(asked.specs) :]
+
     def conclude(self, study: Study, corpus: CorpusFacts, history: History) -> Findings | None:
         """What the runs so far have shown; None where the laws fitted to them say it all, or nothing can be said."""
         return None
@@ -94,13 +102,29 @@ class Strategy(ABC):
 def score(result: Result, objective: Mapping[str, float]) -> float:
     """What is minimised: the loss, or the weighted sum of held-out losses per domain; infinite without a loss.
 
-    Raises KeyError where a weighted domain was not evaluated.
+    Raises InputError where a weighted domain was not evaluated.
     """
     if result.status is not RunStatus.COMPLETED or result.loss is None:
         return math.inf
     if not objective:
         return result.loss
+    missing = [domain for domain in objective if domain not in result.loss_by_domain]
+    if missing:
+        raise InputError(
+            f"search.objective: run {result.run_id} has no held-out loss of domain {missing[0]!r}; a trainer must "
+            "return `loss_by_domain` for every domain that is weighed"
+        )
     return sum(weight * result.loss_by_domain[domain] for domain, weight in objective.items())
+
+
+def find_objective_problems(objective: Mapping[str, float], domains: Sequence[str]) -> Iterator[str]:
+    """Weights of domains that the corpus lacks, and weights that weigh nothing."""
+    for name in sorted(set(objective) - set(domains)):
+        close = difflib.get_close_matches(name, domains, n=1)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        yield f"search.objective.{name}: no such domain; {meant}domains of this corpus: {', '.join(domains)}"
+    if objective and not any(objective.values()):
+        yield "search.objective: all weights are 0; weigh at least one domain"
 
 
 def fingerprint_search(study: Study, corpus: CorpusFacts) -> str:

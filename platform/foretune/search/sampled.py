@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from foretune.deriving import CorpusFacts
 from foretune.records import RunSpec
+from foretune.search.descent import add_descent
 from foretune.search.interface import Asked, Findings, History, Strategy, make_rng, number_decisions
 from foretune.search.sampling import (
     Coordinate,
@@ -63,7 +64,8 @@ class _Sampled(Strategy):
 
     def conclude(self, study: Study, corpus: CorpusFacts, history: History) -> Findings | None:
         """The best setting of the largest rung, with all those within noise of it."""
-        return conclude_settings(study, corpus, list_settings(study, corpus, history))
+        settings = list_settings(study, corpus, history)
+        return add_descent(conclude_settings(study, corpus, settings), settings, history.results)
 
 
 class Drawn(_Sampled):

@@ -7,6 +7,7 @@ decided here, from their specs alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -45,6 +46,14 @@ def add_soups(asked: Asked, study: Study, history: History) -> Asked:
     )
 
 
+def find_soup_problems(asked: Asked, study: Study) -> list[str]:
+    """That no run shares a trunk with another one, where `asked` is all that a search will ask for."""
+    whole = [spec for spec in asked.specs if _may_join(spec)]
+    if not study.search.soup or not asked.finished or any(len(pot) > 1 for pot in gather_pots(whole)):
+        return []
+    return [f"search.soup: {_explain(whole)}; got {study.search.soup!r}: leave it out"]
+
+
 def find_fork(one: RunSpec, other: RunSpec) -> int:
     """Steps that two runs have in common, settings and text alike; 0 where they began differently."""
     if _describe_beginning(one) != _describe_beginning(other):
@@ -72,12 +81,8 @@ def tell_soups(findings: Findings | None, specs: Sequence[RunSpec], study: Study
     if not rows:
         return findings
     found = findings or Findings("The runs are there for the laws to fit.")
-    told = [
-        f"The {row['kind']} soup of {row['members']} runs at scale {row['scale']} came to {row['score']:.4f}, its best "
-        f"member to {row['best_member']:.4f}."
-        for row in rows
-    ]
-    return replace(found, sentence=" ".join([found.sentence, *told]), tables={**found.tables, "Soups": rows})
+    sentence = " ".join([found.sentence, *map(_tell, rows)])
+    return replace(found, sentence=sentence, tables={**found.tables, "Soups": rows})
 
 
 def _may_join(spec: RunSpec) -> bool:
@@ -92,11 +97,14 @@ def _ask_soups(whole: Sequence[RunSpec], study: Study, history: History) -> tupl
     pots = [pot for pot in gather_pots(ranked) if len(pot) > 1]
     if pots:
         return [_make_spec(pot, study) for pot in pots], []
-    reason = (
-        f"none of the {len(ended)} runs that ended shares at least {SHARED:.0%} of its steps with another one: same "
-        "seed, model, text and settings so far; vary final_lr_fraction, or horizons under wsd with a warm-up in tokens"
+    return [], [Skipped(study.scales[0].name, {"soup": study.search.soup}, _explain(ended))]
+
+
+def _explain(specs: Sequence[RunSpec]) -> str:
+    return (
+        f"none of the {len(specs)} runs shares at least {SHARED:.0%} of its steps with another one: same seed, model, "
+        "text and settings so far; vary final_lr_fraction, or horizons under wsd with a warm-up in tokens"
     )
-    return [], [Skipped(study.scales[0].name, {"soup": study.search.soup}, reason)]
 
 
 def _make_spec(pot: Sequence[RunSpec], study: Study) -> RunSpec:
@@ -133,13 +141,27 @@ def _describe_step(spec: RunSpec, step: int) -> tuple[Any, ...]:
 
 def _describe_soup(spec: RunSpec, study: Study, history: History) -> dict[str, Any]:
     objective, result = study.search.objective, history.results[spec.run_id]
+    value = score(result, objective)
     return {
         "scale": spec.scale,
+        "seed": spec.seed,
         "kind": spec.soup,
         "members": len(spec.members),
+        "kept": sum(member.run_id in result.reason for member in spec.members),
         "shared_steps": min(find_fork(spec.members[0], member) for member in spec.members[1:]),
-        "score": score(result, objective),
+        "score": value if math.isfinite(value) else None,
         "best_member": score(history.results[spec.members[0].run_id], objective),
         "worst_member": score(history.results[spec.members[-1].run_id], objective),
+        "best_run_id": spec.members[0].run_id,
         "run_id": spec.run_id,
     }
+
+
+def _tell(row: dict[str, Any]) -> str:
+    made = f"The {row['kind']} soup of {row['members']} runs at scale {row['scale']}, seed {row['seed']},"
+    if row["score"] is None:
+        return f"{made} has no loss (diverged or failed)."
+    kept = f"kept {row['kept']} of them and " if row["kind"] == "greedy" else ""
+    verdict = "the soup is best" if row["score"] < row["best_member"] else "the soup brings nothing over it"
+    best = f"its best member, run {row['best_run_id']}, to {row['best_member']:.4f}"
+    return f"{made} {kept}came to {row['score']:.4f}, {best}: {verdict}."

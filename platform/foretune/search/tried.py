@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from foretune.planning import Skipped, find_obstacle
 from foretune.quantities import format_count
 from foretune.records import Decision, Result, RunSpec, RunStatus
 from foretune.search.comparing import Ranking, rank_settings
+from foretune.search.edges import find_edges
 from foretune.search.interface import Asked, Findings, History, score
 from foretune.search.sampling import Placed, Point, list_rungs, list_seeds
 from foretune.study import Study
@@ -112,7 +113,7 @@ def conclude_settings(study: Study, corpus: CorpusFacts, settings: Sequence[Sett
         lost = len(judged) - len(ranking.order)
         if ranking.order and (best is None or _cost(by_name[ranking.order[0]]) >= _cost(best)):
             best = by_name[ranking.order[0]]
-            sentence = _tell(best, ranking, lost)
+            sentence = _tell(best, ranking, lost, find_edges(study.search.leaf_at(best.point), best.point))
     if best is None:
         return None
     return Findings(sentence, best.point, tables, {"scale": best.scale})
@@ -138,10 +139,10 @@ def _describe(setting: Setting, name: str, ranking: Ranking) -> dict[str, Any]:
     return {**plain, **mixture, "loss": setting.mean, "seeds": len(setting.losses), "beside the best": verdict}
 
 
-def _tell(best: Setting, ranking: Ranking, lost: int) -> str:
+def _tell(best: Setting, ranking: Ranking, lost: int, edges: Iterable[str]) -> str:
     settings = ", ".join(f"{key} {_render(value)}" for key, value in best.point.items())
     tokens = format_count(best.specs[0].tokens)
-    parts = [f"At {best.scale} ({tokens} tokens) the lowest loss, {best.mean:.4f}, is at {settings}"]
+    parts = [f"At {best.scale} ({tokens} tokens) the lowest loss, {best.mean:.4f}, is at {settings}", *edges]
     if ranking.noise is None:
         parts.append("without replicates nothing says how much of it is noise: give search.space.seed several seeds")
     elif ranking.rivals:

@@ -98,6 +98,18 @@ def test_a_decision_stands_whatever_comes_after() -> None:
     assert ask(study, History(lost, decided.decisions)).specs == decided.specs
 
 
+def test_learners_are_asked_for_again_before_their_results_are_known_but_for_one_that_failed() -> None:
+    study = make_study()
+    first, second = ask(study).specs
+    ended = {first.run_id: end(first, RunStatus.FAILED), second.run_id: end(second)}
+    decided = ask(study, History(ended))
+    assert decided.decisions[0].details["mixture"] == {"code": 0.4, "docs": 0.6}
+    assert ask(study, History({}, decided.decisions)).specs == decided.specs
+    assert [spec.seed for spec in decided.specs if spec.training.mixture_learning] == [1]
+    old = decided.decisions[0].model_copy(update={"details": {"scale": "w16", "mixture": {}, "learned": {}}})
+    assert ask(study, History({}, (old,))).specs == (first, second)
+
+
 def test_a_scale_whose_runs_were_all_lost_ends_the_search() -> None:
     study = make_study()
     asked = ask(study, go_on(ask(study), History(), status=RunStatus.FAILED))

@@ -165,6 +165,18 @@ def test_the_best_setting_is_told_with_those_within_noise() -> None:
     assert "without replicates nothing says how much of it is noise" in told.sentence
 
 
+def test_a_best_setting_at_an_end_of_the_space_is_told_as_a_bound() -> None:
+    """The planted optimum is above the bounds of the first space, and well within the second."""
+    for space, told in (
+        ({"peak_lr": {"low": 1e-5, "high": 1e-3}}, True),
+        ({"peak_lr": {"low": 1e-4, "high": 0.3}}, False),
+    ):
+        study = read(rungs=1, space=space, runs=16, strategy="qmc")
+        findings = conclude_search(study, resolve_corpus(study), advance(study, History(), 100))
+        assert findings is not None
+        assert ("upper end of search.space.peak_lr: a bound, not an optimum" in findings.sentence) == told
+
+
 class Watcher(ProgressBar):
     """Notes what was executed."""
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from foretune.deriving import CorpusFacts
+from foretune.errors import InputError
 from foretune.evidence import gather_observations
 from foretune.execution import execute_study
+from foretune.launching import launch_study
 from foretune.ledger import open_ledger
 from foretune.progress import ProgressBar
 from foretune.records import Phase, Result, RunSpec, RunStatus
@@ -117,11 +119,54 @@ def test_the_id_of_a_soup_is_that_of_its_members_and_kind() -> None:
 
 
 def test_runs_without_a_common_trunk_are_refused_with_the_reason() -> None:
-    study = make_study(space={"peak_lr": [0.01, 0.02]})
-    results = {spec.run_id: finish(spec, 3.0) for spec in ask_search(study, CORPUS).specs}
+    with pytest.raises(InputError, match=r"search\.soup: none of the 2 runs shares at least 50% of its steps"):
+        ask_search(make_study(space={"peak_lr": [0.01, 0.02]}), CORPUS)
+
+
+def test_runs_of_which_too_few_ended_are_no_soup() -> None:
+    study = make_study()
+    first, *others = ask_search(study, CORPUS).specs
+    lost = [finish(spec, 3.0).model_copy(update={"status": RunStatus.DIVERGED, "loss": None}) for spec in others]
+    results = {result.run_id: result for result in (finish(first, 3.0), *lost)}
     asked = ask_search(study, CORPUS, History(results))
-    assert len(asked.specs) == 2
-    assert "none of the 2 runs that ended shares at least 50% of its steps" in asked.skipped[-1].reason
+    assert len(asked.specs) == 3
+    assert "none of the 1 runs shares at least 50% of its steps" in asked.skipped[-1].reason
+
+
+@pytest.mark.parametrize(("loss", "verdict"), [(3.05, "the soup is best"), (3.1, "the soup brings nothing over it")])
+def test_a_finding_names_what_was_kept_and_what_is_best(loss: float, verdict: str) -> None:
+    study = make_study()
+    pairs = zip(ask_search(study, CORPUS).specs, [3.2, 3.1, 3.3], strict=True)
+    results = {spec.run_id: finish(spec, own) for spec, own in pairs}
+    soup = ask_search(study, CORPUS, History(results)).specs[-1]
+    best, second, _ = (member.run_id for member in soup.members)
+    made = finish(soup, loss).model_copy(update={"reason": f"greedy soup of 2 of 3 runs: {best}, {second}"})
+    findings = conclude_search(study, CORPUS, History({**results, soup.run_id: made}))
+    assert findings is not None
+    (row,) = findings.tables["Soups"]
+    assert (row["seed"], row["kept"], row["members"], row["best_run_id"]) == (soup.seed, 2, 3, best)
+    told = f"kept 2 of them and came to {loss:.4f}, its best member, run {best}, to 3.1000: {verdict}."
+    assert told in findings.sentence
+
+
+@pytest.mark.live
+def test_members_that_were_trained_before_are_trained_again(tmp_path: Path) -> None:
+    studies = {"together": [make_study("uniform")], "later": [make_study(""), make_study("uniform")]}
+    soups = {}
+    for name, launches in studies.items():
+        with open_ledger(tmp_path / f"{name}.db", create=True) as ledger:
+            for study in launches:
+                launch_study(study, ledger, results=tmp_path / name, quiet=True)
+            frame = ledger.runs("soup")
+            findings = Searching(study, resolve_corpus(study), ledger).conclude()
+        (soups[name],) = frame[frame["role"].eq("soup")].to_dict("records")
+        members = frame[frame["role"].eq("search")]
+        assert findings is not None
+        assert findings.tables["Soups"][0]["kept"] == 3
+    assert soups["later"]["loss"] == pytest.approx(soups["together"]["loss"], abs=1e-6)
+    assert "3 of them trained again" in soups["later"]["reason"]
+    assert (soups["together"]["spent_flops"], soups["later"]["spent_flops"]) == (0, members["compute_flops"].sum())
+    assert not list((tmp_path / "later" / "soup" / "runs").glob("*/checkpoints"))
 
 
 @pytest.mark.live

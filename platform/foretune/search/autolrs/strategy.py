@@ -16,6 +16,7 @@ from foretune.planning import Skipped, find_obstacle
 from foretune.records import RunSpec
 from foretune.search.autolrs.rate_track import Track
 from foretune.search.autolrs.stages import KINDS, read_move
+from foretune.search.edges import find_edges
 from foretune.search.interface import Asked, Findings, History, Strategy, number_decisions
 from foretune.sections import LR_FREE
 from foretune.space import LogRange
@@ -58,7 +59,7 @@ class AutoLRS(Strategy):
     def conclude(self, study: Study, corpus: CorpusFacts, history: History) -> Findings | None:
         """See Strategy."""
         tracks, _ = list_tracks(study, corpus, history)
-        return _tell([track for track in tracks if track.has_arrived], len(tracks))
+        return _tell(study, [track for track in tracks if track.has_arrived], len(tracks))
 
 
 def list_tracks(study: Study, corpus: CorpusFacts, history: History) -> tuple[list[Track], list[Skipped]]:
@@ -118,25 +119,36 @@ def _stage_problems(study: Study, corpus: CorpusFacts) -> Iterator[str]:
             )
 
 
-def _tell(tracks: Sequence[Track], begun: int) -> Findings | None:
+def _tell(study: Study, tracks: Sequence[Track], begun: int) -> Findings | None:
     """The schedules that were found, what they came to and what the search for them cost."""
     if not tracks:
         return None
     best = min(tracks, key=lambda track: track.loss)
     losses = [track.loss for track in tracks if track.base.scale == best.base.scale]
-    spread = f" (mean of {len(losses)} seeds, {min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
+    seed, mean = "", ""
+    if len(losses) > 1:
+        seed = f" and seed {best.base.seed}, the best of {len(losses)},"
+        mean = f"; the mean of {len(losses)} seeds is {sum(losses) / len(losses):.4f}, up to {max(losses):.4f}"
+    edges = "".join(f"; {told}" for told in _find_edges(study, best))
     rates = " -> ".join(f"{move.lr:.3g}" for move in best.list_path())
     share = sum(track.search_flops for track in tracks) / sum(track.base.compute_flops for track in tracks)
     lost = f"; {begun - len(tracks)} of {begun} models did not arrive" if begun > len(tracks) else ""
     return Findings(
         sentence=(
-            f"At scale {best.base.scale} the learning rate went {rates} and the loss came to "
-            f"{sum(losses) / len(losses):.4f}{spread}; the search cost {share:.2f} times the training itself{lost}."
+            f"At scale {best.base.scale}{seed} the learning rate went {rates} and the loss came to {best.loss:.4f}"
+            f"{mean}; the search cost {share:.2f} times the training itself{lost}{edges}."
         ),
         settings={"schedule": _list_rates(best)},
         tables={"Schedules found": [row for track in tracks for row in _list_rows(track)]},
         data={"schedules": [_describe(track) for track in tracks]},
     )
+
+
+def _find_edges(study: Study, track: Track) -> list[str]:
+    """What to know of the rates that lie at an end of the range, each once."""
+    leaf = study.search.leaves()[0]
+    told = [edge for move in track.list_path() for edge in find_edges(leaf, {"peak_lr": move.lr})]
+    return list(dict.fromkeys(told))
 
 
 def _list_rates(track: Track) -> list[dict[str, float]]:
@@ -151,7 +163,7 @@ def _list_rates(track: Track) -> list[dict[str, float]]:
 def _list_rows(track: Track) -> Iterator[dict[str, Any]]:
     """A row for every stage."""
     for move in track.list_path():
-        stage, result = track.stages[move.stage - 1], track.results[move.run_id]
+        stage, result = track.stages[move.stage - 1], track.results.get(move.run_id)
         forecast, deviation = move.forecasts[move.parent_run_id] or (math.nan, math.nan)
         yield {
             "scale": track.base.scale,
@@ -162,7 +174,7 @@ def _list_rows(track: Track) -> Iterator[dict[str, Any]]:
             "peak_lr": move.lr,
             "forecast_loss": forecast,
             "forecast_sd": deviation,
-            "held_out_loss": result.loss,
+            "held_out_loss": result.loss if result else None,
             "tried": len(move.forecasts),
             "lost": sum(found is None for found in move.forecasts.values()),
         }

@@ -15,6 +15,7 @@ from typing import Any
 from foretune.deriving import CorpusFacts
 from foretune.planning import MIN_STEPS
 from foretune.records import Decision, Result, RunSpec
+from foretune.search.descent import add_descent
 from foretune.search.halving.findings import describe_brackets
 from foretune.search.halving.levels import Bracket, Contender, plot_bracket
 from foretune.search.interface import Asked, Findings, History, Strategy, make_rng, number_decisions
@@ -72,7 +73,9 @@ class Halving(Strategy):
     def conclude(self, study: Study, corpus: CorpusFacts, history: History) -> Findings | None:
         """The best of those that came to the end, how the others fared, and what stopping them has saved."""
         brackets = _plot_brackets(study, corpus)
-        return describe_brackets([(item, item.read(history.decisions, history.results)) for item in brackets])
+        fields = [(item, item.read(history.decisions, history.results)) for item in brackets]
+        levels = [level for _, contenders in fields for item in contenders for level in item.levels]
+        return add_descent(describe_brackets(fields), levels, history.results)
 
 
 def _plot_brackets(study: Study, corpus: CorpusFacts) -> list[Bracket]:

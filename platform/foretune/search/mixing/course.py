@@ -54,20 +54,22 @@ class Trial(Frozen):
     """Whether all runs before it had ended."""
     run_id: str = ""
     """The run."""
+    passed: bool = False
+    """Whether a later decision has waited for it; known when decisions are read, and not written down."""
 
     @property
     def is_searched(self) -> bool:
         """Whether it counts as a run of the search: confirmations and checks come after it."""
         return self.kind in ("natural", "design", "propose")
 
-    @property
-    def batch(self) -> tuple[int, bool, bool]:
-        """Trials that are decided on together have the same, later ones a higher one."""
-        return (self.searched, self.kind in ("confirm", "check"), self.kind == "check")
+    def is_decided_with(self, following: Trial) -> bool:
+        """Whether the trial that follows was decided on in the same step; confirmations come one by one."""
+        steps = [(item.searched, item.is_searched, item.kind == "confirm") for item in (self, following)]
+        return steps[0] == steps[1] and self.kind != "confirm"
 
     def decide(self) -> Decision:
         """The decision that the ledger keeps; its number is given when it is written down."""
-        details = self.model_dump(mode="json", exclude={"kind", "run_id"})
+        details = self.model_dump(mode="json", exclude={"kind", "run_id", "passed"})
         return Decision(number=0, kind=self.kind, run_id=self.run_id, details=details)
 
 
@@ -95,7 +97,7 @@ class Advice(Frozen):
     gain_sd: float
     """Standard deviation of the gain."""
     probability: float
-    """That this one is better than the natural one."""
+    """That this one is better than the natural one, were the noise known exactly."""
     message: str
     """What to know before it is used."""
     best: dict[str, float]
@@ -113,8 +115,23 @@ ADVICE = "recommend"
 
 
 def read_trials(decisions: Iterable[Decision]) -> list[Trial]:
-    """The runs that were decided on, in order."""
-    return [Trial(**item.details, kind=item.kind, run_id=item.run_id) for item in decisions if item.kind != ADVICE]
+    """The runs that were decided on, in order, each with whether a later decision has waited for it."""
+    trials: list[Trial] = []
+    passed = False
+    for item in reversed(tuple(decisions)):
+        if item.kind == ADVICE:
+            passed = True
+            continue
+        trial = Trial(**item.details, kind=item.kind, run_id=item.run_id)
+        passed = passed or (bool(trials) and trials[-1].waited and not trial.is_decided_with(trials[-1]))
+        trials.append(trial.model_copy(update={"passed": passed}))
+    return trials[::-1]
+
+
+def read_later_trials(decisions: Sequence[Decision]) -> list[Trial]:
+    """The runs that were decided on with the last recommendation and after it: its checks, and further search."""
+    last = max((place for place, item in enumerate(decisions) if item.kind == ADVICE), default=len(decisions))
+    return read_trials(decisions[last:])
 
 
 def read_advice(decisions: Iterable[Decision]) -> list[Advice]:
@@ -258,15 +275,7 @@ class Course:
     def measure(self, trial: Trial, results: Results) -> float:
         """The objective of a trial; infinite where its run failed or diverged, NaN while it is under way."""
         result = results.get(trial.run_id)
-        if result is None:
-            return math.nan
-        try:
-            return score(result, self.objective)
-        except KeyError as error:
-            raise InputError(
-                f"search.objective: run {result.run_id} has no held-out loss of domain {error}; a trainer must return "
-                "`loss_by_domain` for a search over mixtures"
-            ) from None
+        return math.nan if result is None else score(result, self.objective)
 
     def observe(self, trials: Sequence[Trial], results: Results) -> Observed:
         """The runs at the sizes that are searched."""
@@ -287,9 +296,12 @@ def is_same_mixture(left: Mapping[str, float], right: Mapping[str, float]) -> bo
 
 
 def find_lost(trials: Sequence[Trial], results: Results) -> frozenset[str]:
-    """Runs without a result that a later decision has gone past, although it waited for all: they failed before."""
-    gone = max((trial.batch for trial in trials if trial.waited), default=(0, False, False))
-    return frozenset(trial.run_id for trial in trials if trial.run_id not in results and trial.batch < gone)
+    """Runs without a result that a later decision has gone past, although it waited for all: they failed before.
+
+    One that is decided on anew, like a check of the natural mixture, is not lost.
+    """
+    wanted = {trial.run_id for trial in trials if not trial.passed}
+    return frozenset(trial.run_id for trial in trials if trial.run_id not in {*wanted, *results})
 
 
 def settle_units(shares: FloatArray, region: ShareRegion) -> FloatArray:

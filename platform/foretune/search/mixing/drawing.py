@@ -80,14 +80,15 @@ def draw_costs(rows: Sequence[Row], ax: Axes) -> Axes:
     """The share of all training FLOPs that went to each scale, with its number of runs."""
     from scalelaws.figures import PALETTE
 
-    colours = {"search": PALETTE[1], "check": PALETTE[0]}
+    colours = {"search": PALETTE[3], "check": "0.6"}  # none of them that of a mixture beside it
     shares = [100 * row["share of the cost"] for row in rows]
     for kind, colour in colours.items():
         places = [number for number, row in enumerate(rows) if row["for"] == kind]
         if places:
             ax.bar(places, [shares[number] for number in places], color=colour, label=kind)
     for number, row in enumerate(rows):
-        ax.annotate(f"{row['runs']} runs", (number, shares[number]), ha="center", va="bottom", fontsize="small")
+        told = f"{row['runs']} run{'s' if row['runs'] != 1 else ''}"
+        ax.annotate(told, (number, shares[number]), ha="center", va="bottom", fontsize="small")
     ax.set_xticks(range(len(rows)), [row["scale"] for row in rows])
     ax.set(ylabel="share of the training FLOPs (%)")
     ax.margins(y=0.12)

@@ -8,14 +8,28 @@ from typing import Any
 
 from foretune.quantities import format_count
 from foretune.repetition import count_domain_tokens
-from foretune.search.comparing import Comparison, compare, measure_noise
+from foretune.search.comparing import Comparison, Noise, compare, measure_noise
 from foretune.search.interface import Findings, History
 from foretune.search.mixing.advice import advise
-from foretune.search.mixing.course import Advice, Course, Results, Trial, is_same_mixture, read_advice, read_trials
+from foretune.search.mixing.course import (
+    Advice,
+    Course,
+    Results,
+    Trial,
+    is_same_mixture,
+    read_advice,
+    read_later_trials,
+    read_trials,
+)
 from foretune.search.mixing.multifidelity import FEWEST_RUNS
 
 SURE = 0.95
 """Probability of a gain above which the search's own runs are taken to show it (convention)."""
+FEWEST_DOF = 3
+"""Degrees of freedom below which nothing is said of how sure a gain is: the upper bound of the noise is then more than
+four times its estimate, with three not quite three times (chi squared; the limit itself is an assumption)."""
+TOO_FEW = "too few replicates"
+"""In place of a verdict."""
 Row = dict[str, Any]
 
 
@@ -26,9 +40,13 @@ def describe_search(course: Course, history: History) -> Findings | None:
     if not given and course.observe(trials, results).known.sum() < FEWEST_RUNS:
         return None
     advice = given[-1] if given else advise(course, trials, results)
-    checks = _list_checks(course, trials, results, advice)
-    verdict = _judge(course, advice, checks) if given else "The search is under way, and this may change."
+    later, noise = read_later_trials(history.decisions), measure_noise(_list_replicates(course, trials, results))
+    checks = _list_checks(course, [trial for trial in later if trial.kind == "check"], results, noise)
     passed = _passes(checks)
+    sentences = [_describe(course, advice, noise), advice.message, _describe_confirmed(course, trials, results, advice)]
+    sentences += [_describe_noise(noise), _judge(course, advice, checks) if given else ""]
+    if not given or any(trial.kind != "check" for trial in later):
+        sentences.append("The search is under way, and this may change.")
     tables = {
         "mixture": _tabulate_shares(course, advice),
         f"objective at {course.target.name}": _tabulate_objective(course, trials, results, advice),
@@ -36,31 +54,76 @@ def describe_search(course: Course, history: History) -> Findings | None:
         "cost by scale": _tabulate_costs(course, trials, results),
     }
     return Findings(
-        sentence=" ".join(
-            filter(None, (_describe(course, advice), advice.message, _describe_noise(course, trials, results), verdict))
-        ),
+        sentence=" ".join(filter(None, sentences)),
         settings={"mixture": course.natural if passed is False else advice.shares},
         tables={title: rows for title, rows in tables.items() if rows},
         data={"mixture": {"shares": tables["mixture"], "checks": checks, "costs": tables["cost by scale"]}},
     )
 
 
-def _describe(course: Course, advice: Advice) -> str:
+def _describe(course: Course, advice: Advice, noise: Noise | None) -> str:
     """The recommended mixture, and what it is expected to bring."""
     told = ", ".join(
         f"{name} {share:.3g} ({advice.low[name]:.3g} to {advice.high[name]:.3g})"
         for name, share in advice.shares.items()
     )
+    probability = estimate_certainty(advice, noise)
     gain = (
         f"At {course.target.name} the expected objective is {advice.loss:.4f}, {advice.gain:.4f} "
-        f"(standard deviation {advice.gain_sd:.4f}) below that of the natural mixture; it is lower with probability "
-        f"{advice.probability:.3f}."
+        f"(standard deviation {advice.gain_sd:.4f}) below that of the natural mixture; "
     )
     if is_same_mixture(advice.shares, course.natural):
         gain = "It is the natural mixture."
-    elif advice.probability < SURE:
-        gain += " As far as these runs tell, the natural mixture is as good."
+    elif noise is None or probability is None:
+        gain += f"how surely it is lower is unknown: {_describe_lack(noise)}."
+    else:
+        rounded = f"{probability:.3f}" if probability < 0.999 else "above 0.999"
+        gain += f"it is lower with probability {rounded} (Student's t, {noise.describe_dof()})."
+        gain += " As far as these runs tell, the natural mixture is as good." if probability < SURE else ""
     return f"Recommended for {_describe_objective(course)}: {told}; 90 % intervals. {gain}"
+
+
+def estimate_certainty(advice: Advice, noise: Noise | None) -> float | None:
+    """Probability that the recommended mixture is better, as far as replicates tell the noise; None for too few.
+
+    The posterior takes the noise of its fit for known. Here the gain has Student's t with the degrees of freedom of the
+    replicates, and its standard deviation grows where they scatter more than the fit has it (an assumption that errs
+    towards doubt: not all of it is noise).
+    """
+    from scipy.stats import t as student  # half a second, which only a search with replicates waits for
+
+    if noise is None or noise.dof < FEWEST_DOF:
+        return None
+    fitted = max(advice.noise_sd / advice.loss, 1e-12)
+    sd = max(advice.gain_sd, 1e-12) * max(1.0, noise.sd / fitted)
+    return float(student.cdf(advice.gain / sd, noise.dof))
+
+
+def _describe_lack(noise: Noise | None) -> str:
+    """Why nothing is said of how sure a gain is."""
+    held = noise.describe_dof() if noise else "none"
+    return f"{TOO_FEW} ({held}, at least {FEWEST_DOF} are needed)"
+
+
+def _describe_confirmed(course: Course, trials: Sequence[Trial], results: Results, advice: Advice) -> str:
+    """How often what was recommended has been run, and how far the recommendation has moved on since."""
+    confirmed = _list_confirmed(trials, results, advice)
+    if not confirmed:
+        return ""
+    told = f"{len(confirmed)} confirmation run{'s' if len(confirmed) > 1 else ''} ended at {course.target.name}"
+    if all(is_same_mixture(trial.shares, advice.shares) for trial in confirmed):
+        return f"{told}."
+    gap = max(abs(share - confirmed[-1].shares[name]) for name, share in advice.shares.items())
+    return f"{told}, each of the mixture recommended then; the last of these differs by at most {gap:.2g} in a share."
+
+
+def _list_confirmed(trials: Sequence[Trial], results: Results, advice: Advice) -> list[Trial]:
+    """The confirmations behind a recommendation that have ended."""
+    return [
+        trial
+        for trial in trials
+        if trial.kind == "confirm" and trial.searched == advice.searched and trial.run_id in results
+    ]
 
 
 def _describe_objective(course: Course) -> str:
@@ -70,13 +133,18 @@ def _describe_objective(course: Course) -> str:
     return " + ".join(f"{weight:.3g} loss of {name}" for name, weight in weights.items() if weight)
 
 
-def _describe_noise(course: Course, trials: Sequence[Trial], results: Results) -> str:
-    """The scatter of the natural mixture between seeds, at the sizes that were searched."""
-    groups: dict[str, list[float]] = {}
+def _list_replicates(course: Course, trials: Sequence[Trial], results: Results) -> list[list[float]]:
+    """The objectives of runs that differ in nothing but the seed, each run once."""
+    groups: dict[tuple[str, tuple[float, ...]], dict[str, float]] = {}
     for trial in trials:
-        if trial.kind == "natural" and math.isfinite(loss := course.measure(trial, results)):
-            groups.setdefault(trial.scale, []).append(loss)
-    noise = measure_noise(groups.values())
+        if math.isfinite(loss := course.measure(trial, results)):
+            key = (trial.scale, tuple(course.list_shares(trial.shares)))
+            groups.setdefault(key, {})[trial.run_id] = loss
+    return [list(group.values()) for group in groups.values()]
+
+
+def _describe_noise(noise: Noise | None) -> str:
+    """The scatter between seeds, at all scales."""
     if noise is None:
         return "With one seed nothing is known of the noise between seeds; give [search.space] seed several."
     return f"Noise floor: {noise.describe()}."
@@ -91,10 +159,11 @@ def _judge(course: Course, advice: Advice, checks: Sequence[Row]) -> str:
     rows = [row for row in checks if row["mixture"] == "recommended"]
     if len({row["scale"] for row in rows}) < len(course.checks) or any(row["verdict"] == "under way" for row in rows):
         return "The check at larger scales has not ended: do not use it yet."
-    told = "; ".join(map(_describe_check, rows))
-    if _passes(checks):
-        return f"Checked against the natural mixture at larger scales ({told}). Use it."
-    return f"Checked against the natural mixture at larger scales ({told}). Keep the natural mixture."
+    told = f"Checked against the natural mixture at larger scales ({'; '.join(map(_describe_check, rows))})."
+    if any(row["verdict"] == TOO_FEW for row in rows):
+        advised = "give [search.space] seed more values and raise [search] runs"
+        return f"{told} Whether to use it is unknown: {advised}, and keep the natural mixture until then."
+    return f"{told} Use it." if _passes(checks) else f"{told} Keep the natural mixture."
 
 
 def _passes(checks: Sequence[Row]) -> bool | None:
@@ -103,27 +172,30 @@ def _passes(checks: Sequence[Row]) -> bool | None:
     return None if not verdicts or "under way" in verdicts else all(item == "better" for item in verdicts)
 
 
-def _list_checks(course: Course, trials: Sequence[Trial], results: Results, advice: Advice) -> list[Row]:
+def _list_checks(course: Course, checks: Sequence[Trial], results: Results, noise: Noise | None) -> list[Row]:
     """A row for each scale and mixture of the latest check."""
     losses: dict[tuple[str, str], list[float]] = {}
-    for trial in trials:
-        if trial.kind == "check" and trial.searched == advice.searched:
-            losses.setdefault((trial.scale, trial.mixture), []).append(course.measure(trial, results))
-    finite = [group for group in losses.values() if all(map(math.isfinite, group))]
-    noise = measure_noise(finite)
+    for trial in checks:
+        losses.setdefault((trial.scale, trial.mixture), []).append(course.measure(trial, results))
     rows = []
     for (scale, mixture), group in losses.items():
         natural = losses.get((scale, "natural"), [])
         ended = all(map(math.isfinite, group + natural))
         found = compare(group, natural, noise, comparisons=len(course.checks)) if ended and natural else None
-        row: Row = {"scale": scale, "mixture": mixture, "runs": len(group)}
+        row: Row = {"scale": scale, "mixture": mixture}
+        row["runs"] = sum(not math.isnan(loss) for loss in group)
         row["objective"] = math.fsum(group) / len(group) if all(map(math.isfinite, group)) else None
         if mixture == "natural":
             rows.append({**row, **_list_gap(None), "verdict": "-"})
         else:
-            verdict = found.verdict if found else _find_state(group + natural)
+            verdict = _tell_verdict(found, noise) if found else _find_state(group + natural)
             rows.append({**row, **_list_gap(found), "verdict": verdict})
     return rows
+
+
+def _tell_verdict(found: Comparison, noise: Noise | None) -> str:
+    """The verdict, where there are replicates enough for one."""
+    return found.verdict if noise and noise.dof >= FEWEST_DOF else TOO_FEW
 
 
 def _find_state(losses: Sequence[float]) -> str:
@@ -181,16 +253,22 @@ def _tabulate_objective(course: Course, trials: Sequence[Trial], results: Result
         ]
         row = {"mixture": name, "expected": expected.get(name), "runs": len(measured)}
         rows.append({**row, "measured": math.fsum(measured) / len(measured) if measured else None})
+    for place, trial in enumerate(_list_confirmed(trials, results, advice), start=1):
+        loss = course.measure(trial, results)
+        row = {"mixture": f"confirmation {place}, as recommended then", "expected": None, "runs": 1}
+        rows.append({**row, "measured": loss if math.isfinite(loss) else None})
     return rows
 
 
 def _tabulate_costs(course: Course, trials: Sequence[Trial], results: Results) -> list[Row]:
-    """A row for each scale: what was asked for there, and its part of all FLOPs."""
+    """A row for each scale: the runs that have ended there, each once, and their part of all FLOPs."""
     rows = []
-    total = sum(course.make_spec(trial).own_flops for trial in trials)
+    ended = {trial.run_id: trial for trial in trials if trial.run_id in results}
+    costs = {run_id: course.make_spec(trial).own_flops for run_id, trial in ended.items()}
+    total = sum(costs.values())
     for rung in (*course.fidelities, *course.checks):
-        own = [trial for trial in trials if trial.scale == rung.name]
-        flops = sum(course.make_spec(trial).own_flops for trial in own)
+        own = [trial for trial in ended.values() if trial.scale == rung.name]
+        flops = sum(costs[trial.run_id] for trial in own)
         spec = course.resolve(rung)
         rows.append(
             {

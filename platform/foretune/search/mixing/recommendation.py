@@ -98,7 +98,7 @@ def _tell(problem: MixingProblem, observed: Observed, shares: FloatArray) -> str
     """What to know before the mixture is used, in sentences."""
     known, target = observed.known, problem.fidelities[problem.target].name
     runs = int((known & (observed.level == problem.target)).sum())
-    sentences = [f"{int(known.sum())} runs ended, {runs} of them at {target}."]
+    sentences = [f"{int(known.sum())} runs ended, {'all' if known.sum() == runs else f'{runs} of them'} at {target}."]
     if runs == 0:
         sentences.append(
             f"None is at {target}: the order of the mixtures is that of smaller proxies, the loss a guess."

@@ -37,15 +37,6 @@ def _find_key_problems(course: Course) -> Iterator[str]:
             yield f"search.mixture.{key}: no such scale {name!r}; scales: {', '.join(names)}"
     for name in sorted(set(rules.fidelities) & set(rules.check_scales)):
         yield f"search.mixture.check_scales: {name!r} is searched too; a check needs a scale that is not"
-    yield from _find_objective_problems(course)
-
-
-def _find_objective_problems(course: Course) -> Iterator[str]:
-    given = course.study.search.objective
-    for name in sorted(set(given) - set(course.domains)):
-        yield f"search.objective.{name}: no such domain; domains of this corpus: {', '.join(course.domains)}"
-    if given and not sum(given.values()):
-        yield "search.objective: all weights are 0; weigh at least one domain"
 
 
 def _find_count_problems(course: Course) -> Iterator[str]:

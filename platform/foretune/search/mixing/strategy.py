@@ -8,6 +8,7 @@ best observed mixture at the larger scales. Each of these is a decision, from wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 from typing import Any
@@ -66,10 +67,15 @@ class Mixtures(Strategy):
         """At most these: the sizes of proposals are not known before, and are taken to be the dearest."""
         course = Course(study, corpus)
         trials = _begin(course)
-        trials += _keep_affordable(course, trials, _list_stand_ins(course, course.target, _count_left(course, trials)))
-        trials += _list_stand_ins(course, course.target, course.rules.confirmations)
-        checks = [trial for rung in course.checks for trial in _list_stand_ins(course, rung, 3 * len(course.seeds))]
-        return [course.make_spec(trial) for trial in trials + checks]
+        return [course.make_spec(trial) for trial in (*trials, *_list_rest(course, trials, []))]
+
+    def expect_rest(
+        self, study: Study, corpus: CorpusFacts, asked: Asked, expected: Sequence[RunSpec]
+    ) -> Sequence[RunSpec]:
+        """At most these; by what was decided, for a search that goes on confirms and checks anew."""
+        course, known = Course(study, corpus), {spec.run_id for spec in asked.specs}
+        rest = _list_rest(course, read_trials(asked.decisions), read_advice(asked.decisions))
+        return [course.make_spec(trial) for trial in rest if trial.run_id not in known]
 
     def conclude(self, study: Study, corpus: CorpusFacts, history: History) -> Findings | None:
         """The recommended mixture against the natural one, and whether the check bears it out."""
@@ -180,19 +186,42 @@ def _spread_seeds(
 
 def _keep_affordable(course: Course, trials: Sequence[Trial], proposed: Sequence[Trial]) -> list[Trial]:
     """The proposals, in order, that the search's own budget of FLOPs still pays for."""
-    spent = sum(course.make_spec(trial).compute_flops for trial in trials if trial.is_searched)
+    spent = _count_flops(course, trials)
     costs = np.cumsum([course.make_spec(trial).compute_flops for trial in proposed])
     return [trial for trial, cost in zip(proposed, costs, strict=True) if spent + cost <= course.rules.flops]
 
 
-def _list_stand_ins(course: Course, rung: ScaleSection, count: int) -> list[Trial]:
-    """Runs at the price of those to come, each of a mixture of its own: no two of them are one run."""
+def _list_rest(course: Course, trials: Sequence[Trial], advice: Sequence[Advice]) -> list[Trial]:
+    """Runs that are no fewer and cost no less than those still to come."""
+    if _is_advised(course, trials, advice):
+        return []
+    dear, cheap = (0, 0) if _is_searched(course, trials, advice) else _count_further(course, trials)
+    dear += max(0, course.rules.confirmations - _count_confirmed(course, trials))
+    rest = _list_stand_ins(course, course.fidelities[0], cheap, "propose")
+    rest += _list_stand_ins(course, course.target, dear, "propose")
+    for rung in course.checks:
+        fields: Fields = {"kind": "check", "scale": rung.name, "shares": course.natural, "searched": 1}
+        rest += [course.begin(**fields, seed=seed) for seed in course.seeds]
+        rest += _list_stand_ins(course, rung, 2 * len(course.seeds), "check")  # recommended and best observed
+    return rest
+
+
+def _count_further(course: Course, trials: Sequence[Trial]) -> tuple[int, int]:
+    """Numbers of proposals at the dearest and at the cheapest size that bound those to come, in number and cost."""
+    cheap, dear = (course.resolve(rung).compute_flops for rung in (course.fidelities[0], course.target))
+    left, flops = _count_left(course, trials), max(0.0, course.rules.flops - _count_flops(course, trials))
+    if flops >= left * dear:
+        return left, 0
+    count = min(left, int(flops // cheap))
+    dearer = math.ceil((flops - count * cheap) / (dear - cheap)) if dear > cheap else 0
+    return min(count, dearer), count - min(count, dearer)
+
+
+def _list_stand_ins(course: Course, rung: ScaleSection, count: int, kind: str) -> list[Trial]:
+    """Runs at the price of those to come, each of a mixture of its own."""
     mixtures = course.region.sample(count, make_rng(course.study, "mixture", "stand-ins", rung.name))
-    seed = course.seeds[0]
-    return [
-        course.begin(kind="propose", scale=rung.name, seed=seed, shares=course.name_shares(shares), searched=1)
-        for shares in mixtures
-    ]
+    fields: Fields = {"kind": kind, "scale": rung.name, "seed": course.seeds[0], "searched": 1}
+    return [course.begin(**fields, shares=course.name_shares(shares)) for shares in mixtures]
 
 
 def _list_pending(trials: Sequence[Trial], results: Results) -> list[Trial]:
@@ -202,6 +231,11 @@ def _list_pending(trials: Sequence[Trial], results: Results) -> list[Trial]:
 
 def _count_searched(trials: Sequence[Trial]) -> int:
     return sum(trial.is_searched for trial in trials)
+
+
+def _count_flops(course: Course, trials: Sequence[Trial]) -> int:
+    """Training FLOPs of the runs of the search."""
+    return sum(course.make_spec(trial).compute_flops for trial in trials if trial.is_searched)
 
 
 def _count_left(course: Course, trials: Sequence[Trial]) -> int:

@@ -40,7 +40,7 @@ def describe_population(
     best = winner or min(living, key=lambda item: (-item.generation, scores[item.run_id]))
     lineage = trace_lineage(best, stretches)
     schedule = make_schedule(study, best, stretches, scores[best.run_id])
-    replays = _tabulate_replays(decisions, results, objective, scores[best.run_id])
+    replays = _tabulate_replays(decisions, results, objective)
     sentences = [
         _describe_loss(stretches, scores),
         _describe_best(lineage, schedule, is_winner=winner is not None),
@@ -69,7 +69,7 @@ def add_replays(findings: Findings | None, study: Study, corpus: CorpusFacts, re
     if not specs or study.search.replay is None:
         return findings
     schedule, objective = read_schedule(Path(study.search.replay.file)), study.search.objective
-    rows = [_row_of_replay(item.scale, item.seed, item.run_id, results, objective, schedule.score) for item in specs]
+    rows = [_row_of_replay(item.scale, item.seed, item.run_id, results, objective) for item in specs]
     if not any(row["score"] for row in rows):
         return findings
     sentence = f"The schedule of study {schedule.study!r}: {schedule.score:.4f} nats per token where it was found. "
@@ -146,18 +146,14 @@ def _tabulate_generations(stretches: Sequence[Stretch], scores: Mapping[str, flo
     return rows
 
 
-def _tabulate_replays(
-    decisions: Sequence[Decision], results: Results, objective: Mapping[str, float], own: float
-) -> list[Row]:
+def _tabulate_replays(decisions: Sequence[Decision], results: Results, objective: Mapping[str, float]) -> list[Row]:
     return [
-        _row_of_replay(item.details["scale"], item.details["seed"], item.run_id, results, objective, own)
+        _row_of_replay(item.details["scale"], item.details["seed"], item.run_id, results, objective)
         for item in find_replays(decisions)
     ]
 
 
-def _row_of_replay(
-    scale: str, seed: int, run_id: str, results: Results, objective: Mapping[str, float], own: float
-) -> Row:
+def _row_of_replay(scale: str, seed: int, run_id: str, results: Results, objective: Mapping[str, float]) -> Row:
     result = results.get(run_id)
     value = score(result, objective) if result else math.inf
     is_known = math.isfinite(value)
@@ -167,7 +163,6 @@ def _row_of_replay(
         "run_id": run_id,
         "status": "ended" if is_known else "lost" if result else "to do",
         "score": value if is_known else None,
-        "population_score": own,
     }
 
 

@@ -53,7 +53,7 @@ class Schedule(Frozen):
     run_id: str
     """The run that it is read off."""
     tokens: int
-    """Training tokens of that run."""
+    """Training tokens at the end of that run's schedule: `start_share` is a share of them."""
     score: float
     """What that run came to: its held-out loss, or the weighted losses of the objective, nats per token."""
     phases: tuple[SchedulePhase, ...] = Field(min_length=1)
@@ -78,7 +78,7 @@ def make_schedule(study: str, last: Stretch, stretches: Sequence[Stretch], score
         if not phases or phases[-1].point != stretch.settings:
             share = stretch.start_tokens / stretch.horizon_tokens
             phases.append(SchedulePhase(start_share=share, settings=settings, mixture=mixture))
-    return Schedule(study=study, run_id=last.run_id, tokens=last.stop_tokens, score=score, phases=tuple(phases))
+    return Schedule(study=study, run_id=last.run_id, tokens=last.horizon_tokens, score=score, phases=tuple(phases))
 
 
 def replay_schedule(study: Study, scale: ScaleSection, schedule: Schedule, seed: int, corpus: CorpusFacts) -> RunSpec:

@@ -206,7 +206,23 @@ def test_seeds_are_searched_apart() -> None:
     assert sorted(spec.seed for spec in asked.specs if not spec.is_partial) == [0, 1, 2]
     findings = AutoLRS().conclude(study, CORPUS, history)
     assert findings is not None
-    assert "mean of 3 seeds" in findings.sentence
+    losses = {row["seed"]: row["loss"] for row in findings.data["schedules"]}
+    best = min(losses, key=losses.__getitem__)
+    assert f"and seed {best}, the best of 3," in findings.sentence
+    assert (
+        f"came to {losses[best]:.4f}; the mean of 3 seeds is {np.mean(list(losses.values())):.4f}" in findings.sentence
+    )
+
+
+@pytest.mark.parametrize(("bounds", "end"), [((0.0005, 0.004), "upper"), ((0.003, 0.45), "")])
+def test_a_rate_at_an_end_of_the_range_is_told_as_a_bound(bounds: tuple[float, float], end: str) -> None:
+    """The best first rate lies within the second range, and above the first."""
+    low, high = bounds
+    study = make_study(search={"strategy": "autolrs", **SEARCH, "space": {"peak_lr": {"low": low, "high": high}}})
+    findings = AutoLRS().conclude(study, CORPUS, drive(study)[1])
+    assert findings is not None
+    assert (f"is at the {end} end of search.space.peak_lr: a bound, not an optimum" in findings.sentence) == bool(end)
+    assert findings.sentence.count("a bound") <= len(findings.settings["schedule"])
 
 
 def test_trials_are_spread_over_the_range_unless_little_exploration_gathers_them() -> None:

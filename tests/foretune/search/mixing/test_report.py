@@ -111,7 +111,7 @@ def test_the_answer_and_the_report_tell_the_mixture(study: Study, ledger: Ledger
     record = json.loads((tmp_path / "answer.json").read_text(encoding="utf-8"))["search"]
     assert abs(record["settings"]["mixture"]["code"] - 0.5) < 0.05
     assert record["tables"]["check at larger scales"][0]["verdict"] == "better"
-    for told in ("Use it.", "Noise floor", "cost by scale", "epochs of the target"):
+    for told in ("Use it.", "Noise floor", "Cost by scale", "epochs of the target"):
         assert told in page
     assert (tmp_path / "figures" / "mixture.png").stat().st_size > 10_000
     assert "Recommended for the mean held-out loss of all domains: code" in summarize_answer(answer)
@@ -128,3 +128,5 @@ def test_figures_show_what_was_found(study: Study, ledger: Ledger) -> None:
     assert recommended.get_ydata()[0] < -1
     shown = draw_costs(data["costs"], Figure().subplots())
     assert sum(bar.get_height() for bar in shown.patches) == pytest.approx(100, abs=0.1)
+    mixtures = {bar.get_facecolor() for bar in ax.patches}
+    assert not mixtures & {bar.get_facecolor() for bar in shown.patches}

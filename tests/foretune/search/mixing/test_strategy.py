@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import pytest
 
 from foretune.deriving import CorpusFacts
@@ -17,8 +16,8 @@ from foretune.resolution import resolve_corpus
 from foretune.runners.surface import Surface
 from foretune.search import Asked, ask_search, conclude_search, expect_search
 from foretune.search.interface import Findings, History
-from foretune.search.mixing.course import UNIT, Course, read_advice, read_trials, settle_units
-from foretune.search.mixing.simplex import build_region
+from foretune.search.mixing.course import Course, read_advice, read_trials
+from foretune.search.mixing.strategy import Mixtures
 from foretune.study import Study, read_study
 
 DOMAINS = ("code", "docs", "web")
@@ -147,6 +146,26 @@ def test_the_check_is_run_at_both_larger_scales_and_lets_it_be_used(played: Play
     assert sum(row["share of the cost"] for row in findings.tables["cost by scale"]) == pytest.approx(1, abs=1e-3)
 
 
+def test_few_replicates_leave_open_how_sure_a_gain_is() -> None:
+    """Two seeds of the natural mixture at two sizes: two degrees of freedom."""
+    play = Play(make_study())
+    play.results = {spec.run_id: play.finish(spec) for spec in play.ask().specs}
+    findings = conclude_search(play.study, play.corpus, play.history)
+    assert findings is not None
+    assert "unknown: too few replicates (2 degrees of freedom, at least 3 are needed)" in findings.sentence
+    assert "probability" not in findings.sentence
+
+
+def test_one_seed_is_too_few_to_use_what_is_recommended() -> None:
+    rules = {"initial": 6, "fidelities": ["small"], "check_scales": ["check1"], "confirmations": 1}
+    findings = Play(make_study(mixture=rules, runs=8, space={"mixture": {}, "seed": [0]})).to_end()
+    assert findings is not None
+    assert "9 runs ended, all at small." in findings.sentence
+    assert "too few replicates at check1" in findings.sentence or "check1: too few replicates" in findings.sentence
+    assert "Use it" not in findings.sentence
+    assert findings.settings["mixture"] == NATURAL
+
+
 def test_a_natural_mixture_that_is_best_is_kept() -> None:
     raw = make_raw()
     raw["data"]["mixture"] = {name: round(share, 6) for name, share in best_shares().items()}
@@ -216,15 +235,81 @@ def test_without_waiting_no_more_than_a_batch_is_under_way() -> None:
     assert any(not trial.waited for trial in proposed)
 
 
-def test_more_runs_go_on_from_what_there_is(played: Play) -> None:
+def extend(played: Play) -> Play:
     more = Play(make_study(runs=19), decisions=played.decisions)
     more.results = dict(played.results)
-    known = set(more.results)
+    return more
+
+
+@pytest.fixture(scope="module")
+def extended(played: Play) -> Play:
+    more = extend(played)
     more.to_end()
-    fresh = [trial.kind for trial in read_trials(more.decisions) if trial.run_id not in known]
+    return more
+
+
+def test_more_runs_go_on_from_what_there_is(played: Play, extended: Play) -> None:
+    known = set(played.results)
+    fresh = [trial.kind for trial in read_trials(extended.decisions) if trial.run_id not in known]
     assert fresh.count("propose") == 3
-    assert {spec.run_id for spec in more.ask().specs} >= known
-    assert len(read_advice(more.decisions)) == 2
+    assert {spec.run_id for spec in extended.ask().specs} >= known
+    assert len(read_advice(extended.decisions)) == 2
+
+
+def test_all_that_an_extended_search_decides_is_run(extended: Play) -> None:
+    assert {trial.run_id for trial in read_trials(extended.decisions)} == set(extended.results)
+    asked = [spec.run_id for spec in extended.ask().specs]
+    assert sorted(set(asked)) == sorted(extended.results)
+
+
+def test_a_recommendation_that_has_changed_is_confirmed_and_checked_anew(extended: Play) -> None:
+    first, second = read_advice(extended.decisions)
+    assert first.shares != second.shares
+    place = [item.kind for item in extended.decisions].index("recommend")
+    fresh = read_trials(extended.decisions[place:])
+    assert sum(trial.kind == "confirm" for trial in fresh) == 2
+    checked = [trial.shares for trial in fresh if trial.mixture == "recommended"]
+    assert checked == [first.shares] * 4 + [second.shares] * 4
+    findings = conclude_search(extended.study, extended.corpus, extended.history)
+    assert findings is not None
+    rows = {(row["scale"], row["mixture"]): row["runs"] for row in findings.tables["check at larger scales"]}
+    assert set(rows.values()) == {2}
+
+
+def test_runs_are_counted_where_they_are_there_and_once(extended: Play) -> None:
+    """The natural mixture is checked twice, by the same runs; a run that failed before is not there."""
+    lost = next(trial for trial in read_trials(extended.decisions) if trial.kind == "design").run_id
+    results = {key: result for key, result in extended.results.items() if key != lost}
+    findings = conclude_search(extended.study, extended.corpus, History(results, extended.decisions))
+    assert findings is not None
+    assert sum(row["runs"] for row in findings.tables["cost by scale"]) == len(results)
+    told = [row["runs"] for row in findings.tables["objective at medium"] if row["mixture"].startswith("confirmation")]
+    assert told == [1, 1]
+
+
+def test_a_check_that_is_decided_on_anew_is_not_lost(extended: Play) -> None:
+    again = next(trial for trial in read_trials(extended.decisions) if trial.mixture == "natural").run_id
+    other = Play(extended.study, decisions=extended.decisions)
+    other.results = {key: result for key, result in extended.results.items() if key != again}
+    assert again in {spec.run_id for spec in other.ask().specs}
+
+
+def test_an_extended_search_costs_no_more_than_was_said(played: Play, extended: Play) -> None:
+    more = extend(played)
+    asked = more.ask()
+    rest = Mixtures().expect_rest(more.study, more.corpus, asked, expect_search(more.study, more.corpus))
+    before = {spec.run_id for spec in asked.specs}
+    made = [spec for spec in extended.ask().specs if spec.run_id not in before]
+    assert len(made) <= len(rest) <= len(made) + 4  # the best observed may be what is recommended
+    assert sum(spec.own_flops for spec in made) <= sum(spec.own_flops for spec in rest)
+
+
+def test_an_extended_search_says_that_it_is_under_way(played: Play) -> None:
+    more = extend(played)
+    more.ask()
+    findings = conclude_search(more.study, more.corpus, more.history)
+    assert findings is not None
+    assert findings.sentence.endswith("The search is under way, and this may change.")
 
 
 def test_what_is_expected_is_no_less_than_what_is_asked(played: Play) -> None:
@@ -245,7 +330,9 @@ def test_the_search_ends_with_its_budget() -> None:
     spent = sum(course.make_spec(trial).compute_flops for trial in searched)
     assert 8 * small + 2 * medium < spent <= rules["flops"]
     assert len(read_advice(play.decisions)) == 1
-    assert len(expect_search(play.study, play.corpus)) < 60
+    expected, asked = expect_search(play.study, play.corpus), play.ask().specs
+    assert len(asked) <= len(expected) < 60
+    assert sum(spec.own_flops for spec in asked) <= sum(spec.own_flops for spec in expected)
 
 
 def test_the_target_share_is_kept() -> None:
@@ -341,17 +428,6 @@ def test_a_trainer_without_losses_by_domain_is_told_so() -> None:
     play = Play(study, lambda spec: sound(spec).model_copy(update={"loss_by_domain": {}}))
     with pytest.raises(InputError, match="a trainer must return `loss_by_domain`"):
         play.to_end()
-
-
-def test_settled_shares_are_whole_units_within_the_bounds() -> None:
-    rng = np.random.default_rng(0)
-    region = build_region(tuple("abcdefg"), {"a": 0.123456}, {"b": 0.0400001, "c": 0.2})
-    for shares in region.sample(200, rng):
-        units = settle_units(shares, region)
-        assert units.sum() == round(1 / UNIT)
-        assert (units * UNIT >= region.low - 1e-9).all()
-        assert (units * UNIT <= region.high + 1e-9).all()
-        assert np.abs(units * UNIT - shares).max() <= 2 * UNIT
 
 
 def test_the_surface_mixes_as_the_law_says() -> None:
