@@ -11,6 +11,8 @@ from foretune.errors import InputError
 from foretune.finding import find_study
 from foretune.ledger import open_ledger
 from foretune.rendering import render_rows
+from foretune.resolution import resolve_corpus
+from foretune.search.interface import fingerprint_search
 from foretune.search.population.findings import describe_population
 from foretune.search.population.replaying import Schedule, write_schedule
 
@@ -23,7 +25,9 @@ def do_lineage(args: Namespace) -> None:
     with open_ledger(args.ledger or None) as ledger:
         study = find_study(args.study, ledger)
         name = study.study.name
-        decisions = ledger.decisions(name)
+        fingerprint = fingerprint_search(study, resolve_corpus(study))
+        # of the study as it is; else of the search that was asked last, before it was edited
+        decisions = ledger.decisions(name, fingerprint) or ledger.decisions(name)
         results = {item.run_id: item for item in ledger.results([item.run_id for item in decisions if item.run_id])}
     findings = describe_population(name, decisions, results, study.search.objective)
     if findings is None or not findings.data:
