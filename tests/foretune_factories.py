@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from foretune.accounting import choose_ffn_width
-from foretune.records import DataSpec, DecoderSpec, RunSpec, TrainingSpec
+from foretune.records import DataSpec, DecoderSpec, RunSpec, SelfTuningSpec, TrainingSpec
 from foretune.sections import DataSection
 
 
@@ -60,3 +60,20 @@ def make_spec(**overrides: Any) -> RunSpec:
         homes = [fields for fields, kind in kinds if name in kind.model_fields]
         (homes[0] if homes else run)[name] = value
     return RunSpec(**run, model=DecoderSpec(**model), data=DataSpec(**data), training=TrainingSpec(**training))
+
+
+def make_self_tuning(**settings: Any) -> SelfTuningSpec:
+    """Self-tuning of the dropout, at rates that suit a few hundred steps."""
+    usual: dict[str, Any] = {
+        "objective": {"digits": 0.25, "words": 0.75},
+        "reference_share": 1.0,
+        "reference_sequences": 16,
+        "start": {"dropout": 0.3},
+        "train_steps": 2,
+        "tune_steps": 1,
+        "warmup_steps": 4,
+        "lr": 0.03,
+        "width": 0.5,
+        "entropy": 1e-3,
+    }
+    return SelfTuningSpec(**{**usual, **settings})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,27 +12,10 @@ from torch import Tensor
 
 from foretune.proxies.decoder import Decoder
 from foretune.proxies.self_tuning import ResponsiveLinear, SelfTuner, SelfTuningDecoder, seed_generator
-from foretune.records import SelfTuningSpec
-from foretune_factories import make_spec
+from foretune_factories import make_self_tuning, make_spec
 
 FEATURES, ROUNDS, WARMUP, AVERAGED, WEIGHT_LR = 12, 1500, 100, 300, 0.01
 CPU = torch.device("cpu")
-
-
-def tune(**settings: Any) -> SelfTuningSpec:
-    usual = {
-        "objective": {"digits": 0.25, "words": 0.75},
-        "reference_share": 1.0,
-        "reference_sequences": 16,
-        "start": {"dropout": 0.1},
-        "train_steps": 2,
-        "tune_steps": 1,
-        "warmup_steps": 4,
-        "lr": 0.03,
-        "width": 0.5,
-        "entropy": 1e-3,
-    }
-    return SelfTuningSpec(**{**usual, **settings})
 
 
 @dataclass(frozen=True)
@@ -73,7 +55,7 @@ def solve_by_tuning(problem: Problem, name: str, start: float) -> tuple[float, f
     with torch.no_grad():
         layer.weight.normal_(0.0, FEATURES**-0.5, generator=generator)
     layer.draw_response(FEATURES**-0.5, generator)
-    tuner = SelfTuner(tune(start={name: start}), 0, CPU)
+    tuner = SelfTuner(make_self_tuning(start={name: start}), 0, CPU)
     weights = torch.optim.Adam(layer.parameters(), lr=WEIGHT_LR)
 
     def train(h: Tensor) -> Tensor:
@@ -180,10 +162,10 @@ def test_the_penalty_is_half_the_squares_of_the_matrices() -> None:
 
 
 def test_values_begin_where_they_are_put_and_go_on_from_a_state() -> None:
-    begun = SelfTuner(tune(start={"l2": 0.02, "dropout": 0.3}), 0, CPU)
+    begun = SelfTuner(make_self_tuning(start={"l2": 0.02, "dropout": 0.3}), 0, CPU)
     assert begun.values().tolist() == pytest.approx([0.02, 0.3])
     begun.step(begun.disturb().sum())
-    again = SelfTuner(tune(start={"l2": 0.5, "dropout": 0.5}), 1, CPU)
+    again = SelfTuner(make_self_tuning(start={"l2": 0.5, "dropout": 0.5}), 1, CPU)
     again.restore(begun.state())
     for tuner in (begun, again):
         tuner.step(tuner.disturb().square().sum())
@@ -192,10 +174,10 @@ def test_values_begin_where_they_are_put_and_go_on_from_a_state() -> None:
 
 
 def test_the_noise_is_as_wide_as_it_is_put_and_its_entropy_widens_it() -> None:
-    tuner = SelfTuner(tune(width=0.5), 0, CPU)
+    tuner = SelfTuner(make_self_tuning(width=0.5, start={"dropout": 0.1}), 0, CPU)
     drawn = torch.stack([tuner.disturb().detach() for _ in range(2000)]) - tuner.centre
     assert float(drawn.std()) == pytest.approx(0.5, rel=0.06)  # four standard errors
-    rewarded = SelfTuner(tune(width=0.5, entropy=1.0), 0, CPU)
+    rewarded = SelfTuner(make_self_tuning(width=0.5, entropy=1.0, start={"dropout": 0.1}), 0, CPU)
     for _ in range(50):
         rewarded.step(rewarded.disturb().sum() * 0)
     spread = torch.stack([rewarded.disturb().detach() for _ in range(500)]) - rewarded.centre

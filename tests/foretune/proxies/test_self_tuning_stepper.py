@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,29 +13,14 @@ from foretune.proxies.self_tuning import ResponsiveLinear
 from foretune.proxies.self_tuning_stepper import SelfTuningStepper
 from foretune.proxies.stepping import Stepper
 from foretune.proxies.train import train_run
-from foretune.records import CurvePoint, RunSpec, RunStatus, SelfTuningSpec
+from foretune.records import CurvePoint, RunSpec, RunStatus
 from foretune.training.packing import pack_key
+from foretune_factories import make_self_tuning
 from foretune_packs import build_stepper, take_batches
 
 MakeRun = Callable[..., RunSpec]
 CPU = torch.device("cpu")
 QUIET: Callable[[CurvePoint], None] = lambda point: None  # noqa: E731
-
-
-def tune(**settings: Any) -> SelfTuningSpec:
-    usual = {
-        "objective": {"digits": 0.25, "words": 0.75},
-        "reference_share": 1.0,
-        "reference_sequences": 16,
-        "start": {"dropout": 0.3},
-        "train_steps": 2,
-        "tune_steps": 1,
-        "warmup_steps": 4,
-        "lr": 0.03,
-        "width": 0.5,
-        "entropy": 1e-3,
-    }
-    return SelfTuningSpec(**{**usual, **settings})
 
 
 def silence(stepper: SelfTuningStepper) -> None:
@@ -54,7 +38,7 @@ def plain_weights(stepper: Stepper) -> torch.Tensor:
 
 def test_without_an_answer_and_noise_it_is_a_plain_run_with_dropout(corpus: Corpus, make_run: MakeRun) -> None:
     plain = make_run(dropout=0.3, clip_norm=1e9)
-    still = make_run(self_tuning=tune(width=1e-6, lr=1e-9), clip_norm=1e9)
+    still = make_run(self_tuning=make_self_tuning(width=1e-6, lr=1e-9), clip_norm=1e9)
     stepper, reference = SelfTuningStepper(still, corpus, CPU), build_stepper(corpus, plain)
     silence(stepper)
     for step in range(8):
@@ -68,7 +52,7 @@ def test_without_an_answer_and_noise_it_is_a_plain_run_with_dropout(corpus: Corp
 def test_settings_stand_still_until_they_have_warmed_up_and_move_once_a_round(
     corpus: Corpus, make_run: MakeRun
 ) -> None:
-    run = make_run(self_tuning=tune(train_steps=3, warmup_steps=4))
+    run = make_run(self_tuning=make_self_tuning(train_steps=3, warmup_steps=4))
     stepper, values = SelfTuningStepper(run, corpus, CPU), []
     for step in range(12):
         stepper.step(take_batches(corpus, step, run), [0.01])
@@ -79,7 +63,7 @@ def test_settings_stand_still_until_they_have_warmed_up_and_move_once_a_round(
 
 def test_a_tuning_step_changes_no_weight(corpus: Corpus, make_run: MakeRun) -> None:
     """Two runs that differ in the tuning alone have the same weights until the settings have moved."""
-    runs = [make_run(self_tuning=tune(warmup_steps=steps)) for steps in (0, 10)]
+    runs = [make_run(self_tuning=make_self_tuning(warmup_steps=steps)) for steps in (0, 10)]
     steppers = [SelfTuningStepper(run, corpus, CPU) for run in runs]
     for stepper, run in zip(steppers, runs, strict=True):
         for step in range(2):
@@ -91,7 +75,7 @@ def test_a_tuning_step_changes_no_weight(corpus: Corpus, make_run: MakeRun) -> N
 
 def test_the_settings_follow_the_answer_of_the_weights(corpus: Corpus, make_run: MakeRun) -> None:
     """Where the answer is W itself, h scales the feed-forward: it moves as the held-out loss over that scale says."""
-    run = make_run(self_tuning=tune(width=1e-4, warmup_steps=0, train_steps=1, start={"dropout": 0.3}))
+    run = make_run(self_tuning=make_self_tuning(width=1e-4, warmup_steps=0, train_steps=1, start={"dropout": 0.3}))
     stepper = SelfTuningStepper(run, corpus, CPU)
     for step in range(12):
         stepper.step(take_batches(corpus, step, run), [0.01])
@@ -114,7 +98,7 @@ def test_the_settings_follow_the_answer_of_the_weights(corpus: Corpus, make_run:
 def test_an_l2_penalty_is_trained_on_and_is_not_reported(corpus: Corpus, make_run: MakeRun) -> None:
     sizes = []
     for start in (1e-6, 1.0):
-        run = make_run(self_tuning=tune(start={"l2": start}, width=1e-6), weight_decay=0.0)
+        run = make_run(self_tuning=make_self_tuning(start={"l2": start}, width=1e-6), weight_decay=0.0)
         stepper = SelfTuningStepper(run, corpus, CPU)
         losses = [float(stepper.step(take_batches(corpus, step, run), [0.01]).losses) for step in range(10)]
         assert max(losses) < 7
@@ -123,7 +107,7 @@ def test_an_l2_penalty_is_trained_on_and_is_not_reported(corpus: Corpus, make_ru
 
 
 def test_a_run_tells_what_it_learned_and_what_it_cost(tmp_path: Path, make_run: MakeRun) -> None:
-    run = make_run(self_tuning=tune(start={"dropout": 0.3, "l2": 1e-4}), steps=40)
+    run = make_run(self_tuning=make_self_tuning(start={"dropout": 0.3, "l2": 1e-4}), steps=40)
     plain = make_run(steps=40)
     outcome = train_run(run, tmp_path, QUIET)
     assert outcome.status is RunStatus.COMPLETED
@@ -147,7 +131,7 @@ def test_a_killed_run_goes_on_to_the_same_settings(tmp_path: Path, make_run: Mak
         if point.step >= 13:
             raise Killed
 
-    run = make_run(self_tuning=tune(start={"dropout": 0.3, "l2": 1e-4}), checkpoint_steps=5)
+    run = make_run(self_tuning=make_self_tuning(start={"dropout": 0.3, "l2": 1e-4}), checkpoint_steps=5)
     whole = train_run(run, tmp_path / "whole", QUIET)
     with pytest.raises(Killed):
         train_run(run, tmp_path / "killed", die)
@@ -156,12 +140,12 @@ def test_a_killed_run_goes_on_to_the_same_settings(tmp_path: Path, make_run: Mak
 
 
 def test_a_diagnosed_run_is_the_same_up_to_rounding(tmp_path: Path, make_run: MakeRun) -> None:
-    plain, seen = make_run(self_tuning=tune()), make_run(self_tuning=tune(), diagnoses=4)
+    plain, seen = make_run(self_tuning=make_self_tuning()), make_run(self_tuning=make_self_tuning(), diagnoses=4)
     outcomes = [train_run(run, tmp_path / str(number), QUIET) for number, run in enumerate((plain, seen))]
     assert len(outcomes[1].diagnoses) > 0
     assert outcomes[1].loss == pytest.approx(outcomes[0].loss, rel=2e-4)
 
 
 def test_runs_that_tune_themselves_train_alone(make_run: MakeRun) -> None:
-    one, two = (make_run(self_tuning=tune(), seed=seed) for seed in (0, 1))
+    one, two = (make_run(self_tuning=make_self_tuning(), seed=seed) for seed in (0, 1))
     assert pack_key(one) != pack_key(two)
