@@ -8,7 +8,6 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 from foretune.parametrization import GroupRule
 from foretune.proxies.elementwise import ElementwiseOptimizer, Rates, join_slots, spread_multipliers
@@ -111,16 +110,15 @@ class AdamW(Adam):
 
     def _step_fused(self, member: int, lr: float) -> None:
         setting = {name: float(column[member]) for name, column in self.settings.items()}
-        steps = float(self.steps[member])
+        steps = self.steps[member].float() + 1  # the kernel is told, and does not count on
         for group, (weights, gradients, first, second) in self._views_of(member).items():
-            adamw(
+            torch._fused_adamw_(  # by itself: torch.optim takes as long to sort a small model's tensors as this to run
                 weights,
                 gradients,
                 first,
                 second,
                 [],
-                list(torch.full((len(weights),), steps).unbind()),  # the kernel counts each of them on
-                fused=True,
+                [steps] * len(weights),
                 amsgrad=False,
                 beta1=setting["beta1"],
                 beta2=setting["beta2"],

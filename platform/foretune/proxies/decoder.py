@@ -6,6 +6,8 @@ Shapes
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,7 +50,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = model
         self.tied_head = model.tied_head
-        self.logit_scale = choose_multipliers(model).logits
+        self.head_scale, self.logit_scale = _place_scale(choose_multipliers(model).logits)
         self.embedding = StackedEmbedding(members, model.vocab_size, model.width)
         self.rotary = Rotary(model.head_size, seq_len, model.rope_base)
         self.dropout = Dropout(members)
@@ -63,8 +65,8 @@ class Decoder(nn.Module):
         x = self.embedding(ids)  # K B T D
         for block in self.blocks:
             x = block(x, self.rotary)
-        logits: Tensor = self.head(self.norm(x))
-        return logits.float() * self.logit_scale  # scaled in bfloat16 they would be rounded twice
+        logits: Tensor = self.head(self.norm(x), self.head_scale).float()
+        return logits if self.logit_scale == 1 else logits * self.logit_scale
 
     def groups(self) -> dict[str, str]:
         """The group in the parametrization of every parameter, by name; a tied head counts as embedding."""
@@ -108,6 +110,15 @@ def measure_sequences(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _measure_tokens(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), reduction="none")
+
+
+def _place_scale(scale: float) -> tuple[float, float]:
+    """What the head's matrix is multiplied by, and what its outputs in float32 are.
+
+    A power of two goes to the matrix, which is smaller than the outputs of a batch: it rounds nothing, wherever it is
+    applied. Another factor would round bfloat16 twice there.
+    """
+    return (scale, 1.0) if math.frexp(scale)[0] == 0.5 else (1.0, scale)
 
 
 def _build_feed_forward(model: DecoderSpec, members: int) -> nn.Module:

@@ -25,9 +25,9 @@ class StackedLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(members, outputs, inputs))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """K B T inputs to K B T outputs."""
-        matrices = self.matrices()
+    def forward(self, x: Tensor, scale: float = 1) -> Tensor:
+        """K B T inputs to K B T outputs; they are multiplied by `scale`, which is put into the matrices."""
+        matrices = self.matrices() if scale == 1 else self.matrices() * scale
         if len(matrices) == 1:
             return F.linear(x, matrices.flatten(0, 1))  # the kernel for a batch of one matrix is slower on a CPU
         return torch.bmm(x.flatten(1, 2), matrices.mT).view(*x.shape[:3], -1)

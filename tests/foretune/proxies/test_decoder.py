@@ -96,6 +96,25 @@ def test_logits_agree_with_the_model_written_out_in_numpy(overrides: dict[str, A
             np.testing.assert_allclose(compute_logits(decoder, member, model, row), found, atol=2e-4)
 
 
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("width", [32, 64, 128, 96])
+def test_a_logit_scale_put_into_the_head_changes_no_bit(width: int, members: int) -> None:
+    decoder, model = build(members, width=width, base_width=32)
+    scale = choose_multipliers(model).logits
+    assert scale == 32 / width
+    assert (decoder.head_scale == 1) == (width in (32, 96))  # 1/3 is rounded wherever it is applied: to the outputs
+    ids = draw_tokens(members, 2, 21)
+
+    def differentiate() -> list[torch.Tensor]:
+        logits = decoder(ids[..., :-1])
+        gradients = torch.autograd.grad(measure_losses(logits, ids[..., 1:]).sum(), list(decoder.parameters()))
+        return [logits, *gradients]
+
+    found = differentiate()
+    decoder.head_scale, decoder.logit_scale = 1.0, scale
+    assert all(torch.equal(*pair) for pair in zip(found, differentiate(), strict=True))
+
+
 def test_no_position_sees_the_future() -> None:
     decoder, _ = build()
     ids = draw_tokens(1, 1, 24)
