@@ -22,8 +22,8 @@ from foretune.records import RunSpec
 from foretune.resolution import resolve_corpus
 from foretune.runners import make_runner
 from foretune.search.baselines import ask_baselines
-from foretune.search.population.lineage import Stretch, find_winner, read_stretches
-from foretune.search.population.replaying import Schedule, SchedulePhase, make_schedule, replay_schedule
+from foretune.search.population.lineage import Stretch, find_winner, make_schedule, read_stretches
+from foretune.search.replaying.schedule import Schedule, SchedulePhase, replay_schedule
 from foretune.study import Study, load_study, read_study
 
 SEEDS = (0, 1, 2, 3, 4)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from foretune.errors import InputError
@@ -12,10 +13,11 @@ from foretune.ledger import Ledger
 from foretune.parametrization import choose_multipliers, describe_groups
 from foretune.planning import Plan, Spent, check_budget
 from foretune.probe import Estimate, estimate_hours
-from foretune.records import RunSpec, TrainingSpec
+from foretune.records import RunSpec, RunStatus, TrainingSpec
 from foretune.resolution import plan_study, resolve_corpus
 from foretune.runners.grouping import sum_savings
 from foretune.search import ask_search, expect_search
+from foretune.search.soups import list_retrained
 from foretune.search.verification import expect_verification
 from foretune.searching import note_other_searches
 from foretune.study import Study
@@ -48,20 +50,24 @@ def describe_study(study: Study) -> dict[str, Rows]:
 
 
 def describe_plan(
-    study: Study, ledger: Ledger | None, *, probe: bool
+    study: Study, ledger: Ledger | None, *, probe: bool, results: Path = Path("results")
 ) -> tuple[dict[str, Any], Rows, InputError | None]:
-    """The cost of what is to do, a row per rung and state, and the refusal when it is over the budget."""
+    """The cost of what is to do, a row per rung and state, and the refusal when it is over the budget.
+
+    Under `results` lies the study's folder, in which the states for a soup are looked for.
+    """
     corpus = resolve_corpus(study)
-    plan = plan_study(study, corpus, ledger)
+    plan = _find_retrained(study, plan_study(study, corpus, ledger), results)
     stand_ins = expect_verification(study, corpus)
     expected = _outstanding_verification(study, stand_ins, ledger, searching=bool(plan.todo or plan.later))
-    specs = [*plan.todo, *plan.later, *expected]
+    specs = [*plan.todo, *plan.later, *plan.again, *expected]
     estimate = estimate_hours(specs, study.runner) if probe else Estimate(0.0, 1, "not measured (--no-probe)")
     saved = sum_savings(specs, study.runner)
     record = {
         "study": plan.study,
         "runs_to_do": len(plan.todo) + len(plan.later),
         "runs_to_verify": len(expected),
+        **({"runs_to_train_again": len(plan.again)} if plan.again else {}),
         "runs_done": len(plan.done),
         "runs_skipped": len(plan.skipped),
         "tokens": sum(spec.own_tokens for spec in specs),
@@ -75,26 +81,50 @@ def describe_plan(
     }
     if note := note_other_searches(study, corpus, ledger):
         record["note"] = note
-    whole = Plan(plan.study, (*plan.todo, *expected), plan.done, plan.skipped, plan.later)
+    whole = replace(plan, todo=(*plan.todo, *expected))
     refusal = _find_refusal(study, whole, estimate, _sum_others(whole, ledger), probe=probe)
     return record, _plan_rows(plan, expected), refusal
 
 
+def _find_retrained(study: Study, plan: Plan, results: Path) -> Plan:
+    """The plan with the runs that a soup needs and that have left no state."""
+    if not study.search.soup:
+        return plan
+    runs = results / study.study.name / "runs"
+    done = [spec for spec, status in plan.done if status is RunStatus.COMPLETED]
+    again = list_retrained(plan.todo, done, lambda spec: (runs / spec.run_id / "checkpoints").is_dir())
+    return replace(plan, again=tuple(again))
+
+
 def describe_status(ledger: Ledger, study: str) -> dict[str, Any]:
-    """Runs by state, who drives the study, and the time left by that driver's own account."""
+    """Runs by state, who drives the study, and the time left by that driver's own account.
+
+    A driver that is gone has no time left to tell of; `note` says when it was last heard of.
+    """
     frame = ledger.runs(study)
     states = Counter(frame["status"])
-    progress, failures = ledger.progress(study) or {}, ledger.failures(study)
+    driver, failures = ledger.progress(study) or {"alive": False, "progress": {}}, ledger.failures(study)
     return {
         "study": study,
         "completed": states["completed"],
         "diverged": states["diverged"],
         "failed": len(failures),
         "pending": ledger.count_enrolled(study) - len(frame),
-        "driver": progress.get("holder", "none") if progress.get("alive") else "none",
-        "minutes_left": (progress.get("progress") or {}).get("minutes_left"),
+        "driver": driver["holder"] if driver["alive"] else "none",
+        "minutes_left": driver["progress"].get("minutes_left") if driver["alive"] else None,
+        "note": _tell_lost_driver(driver),
         "failures": [{"run_id": item.run_id, "attempt": item.attempt, "reason": item.reason} for item in failures],
     }
+
+
+def _tell_lost_driver(driver: Mapping[str, Any]) -> str:
+    """That a driver went without a word, which a launch that ends never does; empty where none did."""
+    if driver["alive"] or "holder" not in driver:
+        return ""
+    return (
+        f"its driver {driver['holder']} was last heard of {driver['silent_seconds'] / 60:.1f} minutes ago and is gone, "
+        "so nothing is running; `foretune run` goes on where it was"
+    )
 
 
 def _describe_scale(spec: RunSpec) -> dict[str, Any]:
@@ -213,6 +243,7 @@ def _outstanding_verification(
 
 def _plan_rows(plan: Plan, expected: Sequence[RunSpec]) -> Rows:
     rows = _group("to do", plan.todo) + _group("to decide, as results come", plan.later)
+    rows += _group("to train again, for a soup", plan.again)
     rows += _group("to verify, after the forecast", expected)
     rows += _group("done", [spec for spec, _ in plan.done])
     reasons = Counter((item.scale, item.reason) for item in plan.skipped)

@@ -42,7 +42,7 @@ def _find_verb(name: str) -> Callable[[argparse.Namespace], int | None]:
     """What a verb does; found only when it is called, so that `--help` imports nothing."""
     from foretune import verbs
     from foretune.gates import verbs as gate_verbs
-    from foretune.search.population import verbs as search_verbs
+    from foretune.search.replaying import verbs as search_verbs
 
     room = next(room for room in (verbs, gate_verbs, search_verbs) if hasattr(room, f"do_{name}"))
     found: Callable[[argparse.Namespace], int | None] = getattr(room, f"do_{name}")

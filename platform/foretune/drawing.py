@@ -53,6 +53,7 @@ def draw_answer(answer: Answer) -> dict[str, Picture]:
         "verification": draw_verification_panels,
         "diagnoses": draw_diagnosis_panels,
         "lineage": draw_lineage_panels,
+        "schedules": draw_rate_panel,
         "mixture": draw_mixture_panels,
         "descent": draw_descent_panels,
     }
@@ -66,6 +67,7 @@ def draw_answer(answer: Answer) -> dict[str, Picture]:
         "where it lies far above the noise scale.",
         "lineage": "The settings of every member of the population. Bold: the lineage of the best one; dots: copies of "
         "another member with changed settings.",
+        "schedules": "The learning rate that was found for every model, stage by stage. Bold: the lowest loss.",
         "descent": "Every setting that the search tried against the FLOPs that it had spent by then, and the best so "
         "far of those at their horizon.",
         "mixture": "The recommended mixture with its 90 % intervals beside the natural and the best observed one; how "
@@ -81,6 +83,14 @@ def draw_lineage_panels(answer: Answer) -> Figure | None:
 
     rows = answer.findings.data.get("lineage") if answer.findings else None
     return draw_population(rows) if rows else None
+
+
+def draw_rate_panel(answer: Answer) -> Figure | None:
+    """The learning rates that a search found along the runs."""
+    from foretune.search.autolrs.drawing import draw_rates
+
+    schedules = answer.findings.data.get("schedules") if answer.findings else None
+    return draw_rates(schedules) if schedules else None
 
 
 def draw_descent_panels(answer: Answer) -> Figure | None:

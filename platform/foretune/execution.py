@@ -16,7 +16,7 @@ from foretune.ledger import Ledger, Recorded
 from foretune.ledger.lease import Lease
 from foretune.planning import Plan, plan_runs
 from foretune.query import register_forecasts
-from foretune.records import CurvePoint, Result, RunOutcome, RunSpec, record_outcome, result_of
+from foretune.records import CurvePoint, Result, RunOutcome, RunSpec, RunStatus, record_outcome, result_of
 from foretune.runners import Runner
 from foretune.search import Asked
 from foretune.search.verification import ask_verification
@@ -141,6 +141,8 @@ class _StageLoop:
         """Runs that have ended in this launch: none of them is tried again in it."""
         self._started: set[str] = set()
         """Runs that the runner has been given."""
+        self._final: dict[str, RunStatus] = {}
+        """What the ledger was seen to hold and will not change."""
 
     def execute(self) -> None:
         """Run what is missing; start a broken executor again as long as it gets anywhere."""
@@ -163,19 +165,33 @@ class _StageLoop:
         if self._asked.finished:
             return False
         known, self._asked = self._asked, self._stage.ask()
-        if known.decisions != self._asked.decisions:
+        if decided := self._asked.decisions[len(known.decisions) :]:
             key = (self._study.study.name, self._stage.fingerprint)
-            self._ledger.append_decisions(*key, self._asked.decisions, lease=self._lease)
+            self._ledger.append_decisions(*key, decided, lease=self._lease)
         changed = [spec.run_id for spec in known.specs] != [spec.run_id for spec in self._asked.specs]
         if changed:
-            members = [(spec.run_id, spec.scale, spec.role) for spec in self._asked.specs]
-            self._ledger.enroll(self._study.study.name, members, lease=self._lease)
+            self._enroll(known)
         if known.retained != self._asked.retained:
             self._sweep(self._list_needed())
         return changed
 
+    def _enroll(self, known: Asked) -> None:
+        """Say what the study is made of: what is asked for beside what was, where nothing of that is left out."""
+        before = {spec.run_id for spec in known.specs}
+        further = bool(before) and before <= {spec.run_id for spec in self._asked.specs}
+        new = [spec for spec in self._asked.specs if not further or spec.run_id not in before]
+        members = [(spec.run_id, spec.scale, spec.role) for spec in new]
+        self._ledger.enroll(self._study.study.name, members, further=further, lease=self._lease)
+
+    def _find_statuses(self) -> dict[str, RunStatus]:
+        """What the ledger holds of the runs that are asked for; what is final there is not looked up again."""
+        unknown = [spec.run_id for spec in self._asked.specs if spec.run_id not in self._final]
+        found = self._ledger.statuses(unknown)
+        self._final |= {run_id: status for run_id, status in found.items() if status.final}
+        return found | self._final
+
     def _plan(self) -> Plan:
-        statuses = self._ledger.statuses([spec.run_id for spec in self._asked.specs])
+        statuses = self._find_statuses()
         specs = [spec for spec in self._asked.specs if spec.run_id not in self._attempted]
         later = self._stage.expect_rest(self._asked)
         return plan_runs(self._study, specs, self._asked.skipped, statuses, later)
@@ -220,7 +236,6 @@ class _StageLoop:
 
         One that has failed is to do in the next launch.
         """
-        statuses = self._ledger.statuses([spec.run_id for spec in self._asked.specs])
-        final = {run_id for run_id, status in statuses.items() if status.final}
-        parents = {spec.parent_run_id for spec in self._asked.specs if spec.run_id not in final}
+        self._find_statuses()
+        parents = {spec.parent_run_id for spec in self._asked.specs if spec.run_id not in self._final}
         return set(self._asked.retained) | parents

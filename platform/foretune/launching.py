@@ -32,7 +32,7 @@ def launch_study(
     be reached or that has no node large enough. Raises RunnerInterruption when the executor breaks down for good.
     """
     corpus = resolve_corpus(study)
-    planned, _, refusal = describe_plan(study, ledger, probe=study.budget.limits_hours)
+    planned, _, refusal = describe_plan(study, ledger, probe=study.budget.limits_hours, results=results)
     if refusal:
         raise refusal
     workspace = (results / study.study.name).resolve()
@@ -44,26 +44,26 @@ def launch_study(
         if note:
             watcher.note(note)
     try:
-        sweep = partial(_sweep_checkpoints, workspace, ledger)
+        sweep = partial(_sweep_checkpoints, workspace, ledger, study.study.name)
         execute_study(study, ledger, runner, corpus, watcher, steal=steal, sweep=sweep)
     finally:
         watcher.close()
         runner.close()
     failures = ledger.failures(study.study.name)
     if not failures:  # those are tried again by the next launch, perhaps from the state of another run
-        _sweep_checkpoints(workspace, ledger, ())
+        _sweep_checkpoints(workspace, ledger, study.study.name, ())
     return len(failures)
 
 
-def _sweep_checkpoints(workspace: Path, ledger: Ledger, retained: Collection[str]) -> None:
-    """Remove the checkpoints of runs whose result is final, but for those that others may go on from.
+def _sweep_checkpoints(workspace: Path, ledger: Ledger, study: str, retained: Collection[str]) -> None:
+    """Remove the checkpoints of runs that have ended, but for those that others may go on from.
 
-    A folder in which nothing is left goes, too.
+    Those of a failed run go only when the study asks for it no more: it may be tried again and go on from them. A
+    folder in which nothing is left goes, too.
     """
     folders = {folder.name: folder for folder in (workspace / "runs").glob("*")}
-    others = [run_id for run_id in folders if run_id not in retained]
-    for run_id, status in ledger.statuses(others).items():
-        if status.final:
-            shutil.rmtree(folders[run_id] / "checkpoints", ignore_errors=True)
-            with suppress(OSError):
-                folders[run_id].rmdir()
+    kept = {*retained, *(failure.run_id for failure in ledger.failures(study))}
+    for run_id in ledger.statuses([run_id for run_id in folders if run_id not in kept]):
+        shutil.rmtree(folders[run_id] / "checkpoints", ignore_errors=True)
+        with suppress(OSError):
+            folders[run_id].rmdir()

@@ -41,16 +41,18 @@ class Plan:
     skipped: tuple[Skipped, ...]
     later: tuple[RunSpec, ...] = ()
     """Stand-ins for runs that the search will ask for when it has seen results: their cost is known."""
+    again: tuple[RunSpec, ...] = ()
+    """Runs that are done and trained again from the beginning, because a soup needs states of theirs that are gone."""
 
     @property
     def tokens(self) -> int:
         """Training tokens still to spend."""
-        return sum(spec.own_tokens for spec in (*self.todo, *self.later))
+        return sum(spec.own_tokens for spec in (*self.todo, *self.later, *self.again))
 
     @property
     def flops(self) -> float:
         """Training FLOPs still to spend."""
-        return float(sum(spec.own_flops for spec in (*self.todo, *self.later)))
+        return float(sum(spec.own_flops for spec in (*self.todo, *self.later, *self.again)))
 
     @property
     def total_tokens(self) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator, Mapping
 from functools import cached_property
+from typing import Any
 
 from foretune.deriving import CorpusFacts
+from foretune.errors import InputError
 from foretune.ledger import Ledger
 from foretune.records import Decision, Result, RunSpec
 from foretune.search import (
@@ -17,7 +20,7 @@ from foretune.search import (
     conclude_search,
     expect_search,
 )
-from foretune.search.interface import fingerprint_search
+from foretune.search.interface import DecisionChanged, fingerprint_search
 from foretune.study import Study
 
 
@@ -35,6 +38,21 @@ def note_other_searches(study: Study, corpus: CorpusFacts, ledger: Ledger | None
     )
 
 
+def _tell_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """The keys of two runs that are not the same, with what they were and are."""
+    old, new = dict(_list_leaves(before)), dict(_list_leaves(after))
+    unlike = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} was {old.get(key, 'not there')}, is {new.get(key, 'not there')}" for key in unlike)
+
+
+def _list_leaves(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _list_leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
 class Searching:
     """Asks a study's strategy with everything that is known, as often as something new is."""
 
@@ -49,6 +67,7 @@ class Searching:
         self._corpus = corpus
         self._ledger = ledger
         self._results: dict[str, Result] = {}
+        self._kept: dict[Hashable, Any] = {}
         self._sought: set[str] = set()
         found = ledger.decisions(study.study.name, self.fingerprint) if ledger else []
         self._decisions: tuple[Decision, ...] = tuple(found)
@@ -56,10 +75,19 @@ class Searching:
     def ask(self) -> Asked:
         """Every run that should exist by now; nothing is written."""
         while True:
-            asked = ask_further(self._study, self._corpus, self._history())
+            asked = self._ask_strategy()
             self._decisions = asked.decisions
             if not self._look_up(asked):
                 return asked
+
+    def _ask_strategy(self) -> Asked:
+        """Ask once; where a decision means another run than it did, say in what they differ."""
+        try:
+            return ask_further(self._study, self._corpus, self._history())
+        except DecisionChanged as error:
+            before = self._ledger.spec(error.decision.run_id) if self._ledger else None
+            told = f"; now differs: {_tell_differences(before, error.spec.content())}" if before else ""
+            raise InputError(f"{error}{told}") from error
 
     def take(self, result: Result) -> None:
         """A run has ended."""
@@ -82,7 +110,7 @@ class Searching:
         return expect_search(self._study, self._corpus)
 
     def _history(self) -> History:
-        return History(dict(self._results), self._decisions)
+        return History(dict(self._results), self._decisions, self._kept)
 
     def _look_up(self, asked: Asked) -> bool:
         """Take results that the ledger already has, of this study or another; whether there were any.

@@ -82,7 +82,9 @@ def test_a_driver_of_another_machine_is_live_until_it_was_silent_for_a_minute(le
             pass
         clock = ledger._database.write(ledger._database.clock)
         alter_lease(ledger, heartbeat_seconds=clock - leasing.STALE_SECONDS - 1)
-        assert ledger.progress("s")["alive"] is False  # type: ignore[index]
+        told = ledger.progress("s") or {}
+        assert told["alive"] is False
+        assert told["silent_seconds"] == pytest.approx(leasing.STALE_SECONDS + 1, abs=30)
         with ledger.hold_study("s"):
             assert ledger.progress("s")["alive"] is True  # type: ignore[index]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -18,7 +18,7 @@ from foretune.records import CHANGEABLE, Decision, Result, RunOutcome, RunSpec, 
 from foretune.records.history import result_of
 from foretune.runners.surface import Surface
 from foretune.search import STRATEGIES, Asked, History, ask_search, conclude_search, expect_search
-from foretune.search.interface import fingerprint_search, score
+from foretune.search.interface import DecisionChanged, fingerprint_search, score
 from foretune.sections import SurfaceSection
 from foretune.space import LinearRange, LogRange
 from foretune.study import Study, read_study
@@ -115,6 +115,7 @@ class Bench:
     decisions: tuple[Decision, ...] = ()
     specs: dict[str, RunSpec] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
+    kept: dict[Hashable, Any] = field(default_factory=dict)
 
     def ask(self) -> Asked:
         """Ask, as the main loop does, and write down what was decided."""
@@ -127,7 +128,7 @@ class Bench:
         return asked
 
     def history(self) -> History:
-        return History(dict(self.results), self.decisions)
+        return History(dict(self.results), self.decisions, self.kept)
 
     def missing(self, asked: Asked) -> list[RunSpec]:
         unique = {spec.run_id: spec for spec in asked.specs}
@@ -198,11 +199,26 @@ def test_an_objective_needs_the_loss_of_its_domains() -> None:
 def test_asking_is_a_pure_function_of_the_history(study: Study) -> None:
     bench = Bench(study)
     for _ in range(5):
-        first, again = (ask_search(read_study(study.snapshot()), CORPUS, bench.history()) for _ in range(2))
+        history = History(dict(bench.results), bench.decisions)
+        first, again = (ask_search(read_study(study.snapshot()), CORPUS, history) for _ in range(2))
         assert first == again
+        assert first == ask_search(study, CORPUS, bench.history()), "what was kept changes nothing"
         missing = bench.missing(bench.ask())
         if missing:
             bench.end(missing[0], train)
+
+
+def test_a_decision_that_means_another_run_by_now_is_refused(whole: Bench) -> None:
+    """As under a later version that derives something differently; its results would be missed without a word."""
+    named = [item for item in whole.decisions if item.run_id]
+    if not named:
+        pytest.skip("it decides on no runs, or on what all of them have in common")
+    for changed in (named[0], named[-1]):
+        decisions = list(whole.decisions)
+        decisions[changed.number] = changed.model_copy(update={"run_id": "0" * 16})
+        said = f"decision {changed.number} of its search .* was for run 0{{16}}, and now means [0-9a-f]{{16}}"
+        with pytest.raises(DecisionChanged, match=said):
+            ask_search(whole.study, CORPUS, History(whole.results, tuple(decisions)))
 
 
 def test_runs_stay_within_the_space(whole: Bench) -> None:

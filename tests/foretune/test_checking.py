@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from foretune.checking import describe_study
+from foretune.checking import describe_status, describe_study
+from foretune.ledger import open_ledger
+from foretune.ledger.tables import leases
 from foretune.study import read_study
 
 
@@ -97,3 +101,18 @@ def test_the_weight_decay_of_a_timescale_is_shown() -> None:
 
 def test_what_a_study_does_not_have_is_not_shown() -> None:
     assert not {"batch ramp", "weight decay"} & set(describe({}, {}))
+
+
+def test_the_status_of_a_driver_that_is_gone_says_so_and_no_time_left(tmp_path: Path) -> None:
+    with open_ledger(tmp_path / "ledger.db", create=True) as ledger, ledger.hold_study("s") as lease:
+        ledger.save_study("s", {})
+        lease.progress({"minutes_left": 7})
+        ledger._database.write(lease._renew)
+        alive = describe_status(ledger, "s")
+        assert (alive["minutes_left"], alive["note"]) == (7, "")
+        assert alive["driver"].endswith(f":{os.getpid()}")
+        earlier = leases.update().values(heartbeat_seconds=leases.c.heartbeat_seconds - 7200)
+        ledger._database.write(lambda connection: connection.execute(earlier))
+        gone = describe_status(ledger, "s")
+    assert (gone["driver"], gone["minutes_left"]) == ("none", None)
+    assert gone["note"].startswith(f"its driver {alive['driver']} was last heard of 120.0 minutes ago and is gone")

@@ -22,6 +22,7 @@ from foretune.runners import Runner, make_runner
 from foretune.runners.interface import More, Note, Observer, ask_nothing, ignore_note
 from foretune.search import STRATEGIES, Asked, History, Strategy
 from foretune.search.interface import fingerprint_search, make_rng, number_decisions, score
+from foretune.search.sampled import Drawn
 from foretune.study import Study, read_study
 
 SURFACE = {"lr_params_exponent": {"standard": -0.4, "mup": -0.4}, "lr_coefficient": 1.0, "lr_tokens_exponent": 0.0}
@@ -185,6 +186,34 @@ def test_what_was_decided_is_not_decided_anew_by_a_later_version(
     after = ledger.decisions("climb")
     assert after[: len(before)] == before
     assert len(after) == ROUNDS * BATCH
+
+
+def test_a_version_that_makes_other_runs_of_the_decisions_is_told_what_differs(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something that `[training]` derives comes out otherwise; the space, and so the fingerprint, is the same."""
+    monkeypatch.setitem(STRATEGIES, "tpe", Drawn("random"))
+    launch(make_study(), ledger, Watcher())
+
+    def derive(*args: Any, **options: Any) -> RunSpec:
+        spec = resolve_run(*args, **options)
+        return spec.model_copy(update={"training": spec.training.model_copy(update={"warmup_steps": 77})})
+
+    monkeypatch.setattr("foretune.search.tried.resolve_run", derive)
+    again = Watcher()
+    with pytest.raises(InputError, match=r"decision 0 .* differs: training\.warmup_steps was \d+, is 77$"):
+        launch(make_study(), ledger, again)
+    assert again.executed == []
+
+
+def test_decisions_on_a_seed_that_the_study_has_no_more_stand(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STRATEGIES, "tpe", Drawn("random"))
+    space = {"peak_lr": {"low": 1e-5, "high": 0.5}}
+    for seeds in ([0, 1], [1, 2]):
+        search = {"strategy": "tpe", "runs": 3, "space": {**space, "seed": seeds}}
+        launch(make_study(search=search), ledger, Watcher())
+    assert len(ledger.decisions("climb")) == 3
+    assert len(ledger.runs("climb")) == 3 * 3
 
 
 def test_an_edited_space_is_a_new_search_and_the_plan_says_so(ledger: Ledger) -> None:

@@ -15,13 +15,15 @@ from foretune.ledger.tables import curves, decisions, domain_values, learned_pat
 from foretune.records import CurvePoint, Decision, LearnedPoint, Result, RunStatus
 
 
-def read_decisions(connection: Connection, study: str, fingerprint: str = "") -> list[Decision]:
-    """The decisions of a search in their order; without a fingerprint those of the study's latest search."""
+def read_decisions(connection: Connection, study: str, fingerprint: str = "", first: int = 0) -> list[Decision]:
+    """The decisions of a search in their order, from the `first` on; without a fingerprint those of the study's latest
+    search."""
     if not fingerprint:
         newest = sa.select(decisions.c.fingerprint).where(decisions.c.study == study)
         newest = newest.order_by(decisions.c.created_at.desc(), decisions.c.number.desc()).limit(1)
         fingerprint = connection.execute(newest).scalar_one_or_none() or ""
     query = sa.select(decisions).filter_by(study=study, fingerprint=fingerprint).order_by(decisions.c.number)
+    query = query.where(decisions.c.number >= first)
     return [
         Decision(
             number=row.number,
@@ -41,8 +43,11 @@ def count_decisions(connection: Connection, study: str) -> dict[str, int]:
 
 
 def append_decisions(connection: Connection, study: str, fingerprint: str, asked: Sequence[Decision]) -> None:
-    """Write the decisions that are not there yet; those that are must be the same, or nothing is written."""
-    known = read_decisions(connection, study, fingerprint) if asked else []
+    """Write the decisions that are not there yet; those that are must be the same, or nothing is written.
+
+    They are all of a search, or those from a number on.
+    """
+    known = read_decisions(connection, study, fingerprint, asked[0].number) if asked else []
     for old, new in zip(known, asked, strict=False):
         if to_json(old.model_dump()) != to_json(new.model_dump()):  # as text, in which infinities are themselves
             raise InputError(

@@ -126,14 +126,16 @@ def _acquire(connection: sa.Connection, database: Database, lease: Lease, *, ste
 
 
 def read_progress(connection: sa.Connection, database: Database, study: str) -> dict[str, Any] | None:
-    """Who holds a study, since when, whether it is alive, and what it last reported; None when nobody does."""
+    """Who holds a study, since when, whether it is alive, how long it has been silent, and what it last reported; None
+    when nobody does."""
     row = connection.execute(sa.select(leases).where(leases.c.study == study)).mappings().one_or_none()
     if row is None:
         return None
     return {
         "holder": f"{row['host']}:{row['pid']}",
         "since": row["started_at"],
-        "alive": is_alive(row, database.clock(connection)),
+        "alive": is_alive(row, clock := database.clock(connection)),
+        "silent_seconds": max(0.0, clock - row["heartbeat_seconds"]),
         "progress": json.loads(row["progress"]),
     }
 

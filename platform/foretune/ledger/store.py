@@ -149,8 +149,17 @@ class Ledger:
             text = _last_snapshot(connection, name)
         return None if text is None else dict(json.loads(text))
 
-    def enroll(self, study: str, asked: Iterable[tuple[str, str, str]], *, lease: Lease | None = None) -> None:
-        """Say which runs (run_id, scale, role) a study is made of; known ones get the scale and role given now.
+    def enroll(
+        self,
+        study: str,
+        asked: Iterable[tuple[str, str, str]],
+        *,
+        further: bool = False,
+        lease: Lease | None = None,
+    ) -> None:
+        """Say which runs (run_id, scale, role) a study is made of, all of them or `further` ones beside those before.
+
+        Known ones get the scale and role given now.
 
         Runs of these roles, or of roles that are asked for with them, that an earlier launch planned and that are not
         asked for now leave the study if they never ran; if they did, they stay with the role `retired`, so that no fit
@@ -166,7 +175,7 @@ class Ledger:
         def replace(connection: Connection) -> None:
             if lease is not None:
                 lease.check(connection)
-            for ids in _batch(_list_dropped(connection, study, roles, rows)):
+            for ids in _batch([] if further else _list_dropped(connection, study, roles, rows)):
                 dropped = sa.and_(members.c.study == study, members.c.run_id.in_(ids))
                 never_ran = members.c.run_id.not_in(sa.select(runs.c.run_id))
                 connection.execute(members.delete().where(dropped, never_ran))
@@ -340,7 +349,7 @@ class Ledger:
         return leasing.hold_study(self._database, study, steal=steal)
 
     def progress(self, study: str) -> dict[str, Any] | None:
-        """`holder`, `since`, `alive` and `progress` of a study's driver; None when there is none."""
+        """`holder`, `since`, `alive`, `silent_seconds` and `progress` of a study's driver; None when there is none."""
         with self._database.read() as connection:
             return leasing.read_progress(connection, self._database, study)
 

@@ -1,7 +1,9 @@
 """What stays on the device between two packs: final states that the next pack of this process may go on from.
 
 A population that is copied and changed every few steps would else build its model, compile it and read checkpoints for
-every generation. Checkpoints are written all the same: what is kept here saves time and decides nothing.
+every generation. Checkpoints are written all the same: what is kept here saves time and decides nothing. It is given up
+when the next pack goes on from something else, is of another shape, or does not come: a worker of Ray's ends with its
+experiment, and the inline runner says so.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 
 from foretune.proxies.averaging import evaluate_soup
 from foretune.proxies.members import find_checkpoints
+from foretune.proxies.residents import RESIDENTS
 from foretune.proxies.train import train_run
 from foretune.records import CurvePoint, RunOutcome, RunSpec
 
@@ -21,6 +22,7 @@ def make_soup(spec: RunSpec, folder: Path, report: Callable[[CurvePoint], None])
     that in its `spent_flops`.
     """
     assert spec.soup, f"{spec.run_id} is no soup"
+    RESIDENTS.release()  # it goes on from files
     folders = [folder.parent / member.run_id for member in spec.members]
     pairs = zip(spec.members, folders, strict=True)
     missing = [(member, place) for member, place in pairs if not _has_state(member, place)]

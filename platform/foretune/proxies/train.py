@@ -290,7 +290,7 @@ class Pack:
         for number, row in enumerate(self.rows):
             for member in [member for member in row if member.finished]:
                 member.finish(self.stepper.facts_of(number))
-                if member.is_continued and len(row) == 1:  # in a row of several the others train on
+                if member.spec.is_partial and len(row) == 1:  # in a row of several the others train on
                     self._final[FinalState(member.spec.run_id, member.step)] = Resident(number, member.state())
         self._drop_ended()
         ended, self._ended = self._ended, []

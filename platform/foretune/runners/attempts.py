@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -105,6 +106,12 @@ def attempt_runs(
     for half in (left[: (len(left) + 1) // 2], left[(len(left) + 1) // 2 :]):
         if half:
             yield from attempt_runs(half, conditions, listener)
+
+
+def release_states() -> None:
+    """Give up what runs have left on the device of this process for others, which will not come."""
+    if module := sys.modules.get("foretune.proxies.residents"):  # torch is imported only where something is trained
+        module.RESIDENTS.release()
 
 
 def _train(specs: Sequence[RunSpec], conditions: Conditions, relay: Relay) -> Generator[tuple[RunSpec, RunOutcome]]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from foretune.records import RunOutcome, RunSpec
-from foretune.runners.attempts import Fault, attempt_runs, find_conditions
+from foretune.runners.attempts import Fault, attempt_runs, find_conditions, release_states
 from foretune.runners.grouping import group_runs
 from foretune.runners.interface import More, Note, Observer, ask_nothing, ignore_note
 from foretune.runners.sizing import Sizer, measure_packs
@@ -31,10 +31,13 @@ class InlineRunner:
     ) -> Generator[tuple[RunSpec, RunOutcome]]:
         """Yield outcomes pack by pack; see `Runner.run`."""
         waiting = deque(self._pack(specs, note))
-        while waiting:
-            for outcome in self._execute(waiting.popleft(), observe):
-                yield outcome
-                waiting += self._pack(more(), note)
+        try:
+            while waiting:
+                for outcome in self._execute(waiting.popleft(), observe):
+                    yield outcome
+                    waiting += self._pack(more(), note)
+        finally:
+            release_states()
 
     def describe(self) -> str:
         """One line for people."""

@@ -16,12 +16,12 @@ from foretune.search.halving.strategy import Halving
 from foretune.search.interface import Asked, Findings, History, Strategy, find_objective_problems
 from foretune.search.mixing.strategy import Mixtures
 from foretune.search.points import Points, ask_points
-from foretune.search.population.findings import add_replays
-from foretune.search.population.replaying import ask_replays
 from foretune.search.population.strategy import Population
+from foretune.search.replaying.findings import add_replays
+from foretune.search.replaying.replays import ask_replays
 from foretune.search.sampled import Drawn, Modelled
 from foretune.search.soups import add_soups, find_soup_problems, tell_soups
-from foretune.search.tuned import tell_tuned
+from foretune.search.tuned import add_checks, expect_checks, find_check_problems, tell_tuned
 from foretune.study import Study
 
 __all__ = [
@@ -69,7 +69,7 @@ def ask_search(study: Study, corpus: CorpusFacts, history: History = NOTHING_YET
 def check_search(study: Study, corpus: CorpusFacts) -> None:
     """Raise InputError where the strategy cannot search this study."""
     problems = list(find_objective_problems(study.search.objective, list(corpus.mixture)))
-    problems += STRATEGIES[study.search.strategy].find_problems(study, corpus)
+    problems += [*STRATEGIES[study.search.strategy].find_problems(study, corpus), *find_check_problems(study)]
     if study.search.soup and not problems:
         problems = find_soup_problems(_ask_runs(study, corpus, NOTHING_YET), study)
     if problems:
@@ -78,12 +78,13 @@ def check_search(study: Study, corpus: CorpusFacts) -> None:
 
 def ask_further(study: Study, corpus: CorpusFacts, history: History) -> Asked:
     """The same as `ask_search`, of a study that is checked: it is asked again after every result."""
-    return add_soups(_ask_runs(study, corpus, history), study, history)
+    return add_soups(add_checks(_ask_runs(study, corpus, history), study, history), study, history)
 
 
 def expect_search(study: Study, corpus: CorpusFacts) -> list[RunSpec]:
     """Runs that cost what the whole search will cost, whatever their settings, in the order of its asking."""
-    return [*_ask_beside(study, corpus)[0], *STRATEGIES[study.search.strategy].expect(study, corpus)]
+    expected = [*_ask_beside(study, corpus)[0], *STRATEGIES[study.search.strategy].expect(study, corpus)]
+    return [*expected, *expect_checks(study, expected)]
 
 
 def concludes(study: Study) -> bool:
@@ -99,7 +100,7 @@ def conclude_search(study: Study, corpus: CorpusFacts, history: History) -> Find
     findings = add_replays(strategy.conclude(study, corpus, history), study, corpus, history.results)
     told = study.search.baselines or study.search.soup or study.training.self_tuning
     specs = ask_search(study, corpus, history).specs if told else ()
-    findings = tell_soups(tell_tuned(findings, specs, history.results), specs, study, history)
+    findings = tell_soups(tell_tuned(findings, specs, study, history), specs, study, history)
     return score_against_baselines(findings, specs, study, corpus, history)
 
 

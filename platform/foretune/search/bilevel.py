@@ -12,9 +12,9 @@ from typing import Any
 
 from foretune.deriving import CorpusFacts, resolve_run
 from foretune.planning import Skipped, find_obstacle
-from foretune.records import Decision, Result, RunSpec, RunStatus
-from foretune.search.comparing import compare, measure_noise
-from foretune.search.interface import Asked, Findings, History, Strategy, number_decisions, score
+from foretune.records import Decision, Result, RunSpec
+from foretune.search.interface import Asked, Findings, History, Strategy, number_decisions
+from foretune.search.learned import FROM_SCRATCH, VERDICTS, average_learned, compare_trained, list_scores
 from foretune.sections import ScaleSection
 from foretune.study import Study
 
@@ -22,13 +22,6 @@ PLAIN = {"mixture_learning": None}
 """What a point says of a run that keeps its mixture."""
 SPACE = ("seed",)
 """What the space may vary: the rest of the runs' settings stay as they are."""
-VERDICTS = {
-    "better": "Use it.",
-    "worse": "Do not use it.",
-    "within noise": "They are alike within the noise of the seeds.",
-    "unknown": "One seed does not tell it from noise; give search.space.seed several.",
-}
-"""What to do with the learned mixture, by the verdict on it."""
 
 
 class Bilevel(Strategy):
@@ -83,11 +76,9 @@ class Bilevel(Strategy):
         """The learned mixture is not known before; another one costs the same."""
         weights = {name: rank * share for rank, (name, share) in enumerate(corpus.mixture.items(), start=1)}
         stand_in = {name: weight / sum(weights.values()) for name, weight in weights.items()}
-        return [
-            spec
-            for scale in _list_rungs(study)
-            for spec in (*_ask_learners(study, scale, corpus), *_ask_plain(study, scale, stand_in, corpus))
-        ]
+        scales = _list_rungs(study)
+        learners = [spec for scale in scales for spec in _ask_learners(study, scale, corpus)]
+        return [*learners, *(spec for scale in scales for spec in _ask_plain(study, scale, stand_in, corpus))]
 
     def conclude(self, study: Study, corpus: CorpusFacts, history: History) -> Findings | None:
         """The learned mixture of the largest scale that has one, and how it compares."""
@@ -110,7 +101,7 @@ class Bilevel(Strategy):
         return Findings(
             sentence=sentences[-1],
             settings={"mixture": mixture} if mixture else {},
-            tables={"Learned mixtures": shares, "Trained from scratch": rows},
+            tables={"Learned mixtures": shares, FROM_SCRATCH: rows},
             data={"paths": paths},
         )
 
@@ -139,21 +130,10 @@ def _ask_plain(
 
 def _decide(scale: ScaleSection, learners: Sequence[RunSpec], results: Mapping[str, Result]) -> Decision | None:
     """What the runs of a scale have learned, once all of them have ended; an empty mixture where all were lost."""
-    ended = [results.get(spec.run_id) for spec in learners]
-    if not all(ended):
+    details = average_learned("mixture", scale.name, learners, results)
+    if details is None:
         return None
-    learned = {spec.run_id: result.learned for spec, result in zip(learners, ended, strict=True) if result}
-    found = {run_id: shares for run_id, shares in learned.items() if shares}
-    domains = next(iter(found.values()), {})
-    mixture = {name: statistics.fmean(shares[name] for shares in found.values()) for name in domains}
-    passed_over = [result.run_id for result in ended if result and result.status is RunStatus.FAILED]
-    details: dict[str, Any] = {
-        "scale": scale.name,
-        "mixture": mixture,
-        "learned": learned,
-        "passed_over": passed_over,
-    }
-    return Decision(number=0, kind="mixture" if mixture else "lost", details=details)
+    return Decision(number=0, kind="mixture" if details["mixture"] else "lost", details=details)
 
 
 def _tell_shares(decision: Decision, corpus: CorpusFacts) -> list[dict[str, Any]]:
@@ -180,35 +160,18 @@ def _compare(
         return {"scale": scale.name}, f"At scale {scale.name} every run that was to learn a mixture was lost."
     learning = _ask_learners(study, scale, corpus)[0].training.mixture_learning
     assert learning is not None, "find_problems asks for it"
+    plain = list(_ask_plain(study, scale, mixture, corpus))
     learned, given = (
-        [
-            score(results[spec.run_id], learning.objective)
-            for spec in _ask_plain(study, scale, mixture, corpus)
-            if spec.data.mixture == dict(shares) and _is_completed(results.get(spec.run_id))
-        ]
+        list_scores([spec for spec in plain if spec.data.mixture == dict(shares)], results, learning.objective)
         for shares in (mixture, corpus.mixture)
     )
     told = ", ".join(f"{name} {share:.1%}" for name, share in mixture.items())
     if not learned or not given:
         return {"scale": scale.name}, f"The runs of scale {scale.name} learned {told}; it has not been trained yet."
-    verdict = compare(learned, given, measure_noise([learned, given]))
-    row = {
-        "scale": scale.name,
-        "learned": statistics.fmean(learned),
-        "given": statistics.fmean(given),
-        "difference": verdict.difference,
-        "low": verdict.low,
-        "high": verdict.high,
-        "seeds": len(learned),
-        "verdict": verdict.verdict,
-    }
+    row = compare_trained(scale.name, learned, given)
     sentence = (
         f"The runs of scale {scale.name} learned {told}. Trained from scratch, its objective is {row['learned']:.4f} "
-        f"nats per token against {row['given']:.4f} of the given mixture ({verdict.difference:+.2%}). "
-        f"{VERDICTS[verdict.verdict]}"
+        f"nats per token against {row['given']:.4f} of the given mixture ({row['difference']:+.2%}). "
+        f"{VERDICTS[row['verdict']]}"
     )
     return row, sentence
-
-
-def _is_completed(result: Result | None) -> bool:
-    return result is not None and result.status is RunStatus.COMPLETED

@@ -29,4 +29,4 @@ class Grid(Strategy):
                 skipped.append(Skipped(scale.name, point, obstacle))
             else:
                 specs.append(spec)
-        return Asked(tuple(specs), tuple(skipped))
+        return Asked(tuple(specs), tuple(skipped), history.decisions)

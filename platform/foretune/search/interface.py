@@ -10,9 +10,9 @@ from __future__ import annotations
 import difflib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,10 +22,25 @@ from foretune.planning import Skipped
 from foretune.records import Decision, Result, RunSpec, RunStatus, hash_content, trainer_of
 from foretune.study import Study
 
-EXTENDABLE = ("runs", "points", "batch", "synchronous", "baselines", "soup", "replay")
+EXTENDABLE = ("runs", "points", "batch", "synchronous", "baselines", "soup", "replay", "check_tuned")
 """Keys of `[search]` that may change while a search goes on: more runs of it, or others beside it."""
 IDENTITY = ("proxy", "scales", "training")
 """Tables of a study that decide what a search is about, beside `[search]`."""
+Kept = TypeVar("Kept")
+
+
+class DecisionChanged(InputError):
+    """A decision of the ledger means another run than the one that was decided on."""
+
+    def __init__(self, decision: Decision, spec: RunSpec) -> None:
+        """`spec`: the run that it means now."""
+        super().__init__(
+            f"study {spec.study!r}: decision {decision.number} of its search ({decision.kind!r}) was for run "
+            f"{decision.run_id}, and now means {spec.run_id}: runs are made in another way than by the version of "
+            "foretune that decided it. Go on with that version, or give the study another name to search anew (what "
+            "is in the ledger is used again where a run is the same)"
+        )
+        self.decision, self.spec = decision, spec
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,29 @@ class History:
     """Runs that have ended, by id, in the order in which they did; failed ones only if they are not tried again."""
     decisions: tuple[Decision, ...] = ()
     """What it has decided before, in order."""
+    kept: dict[Hashable, Any] | None = field(default=None, repr=False, compare=False)
+    """What was made of decisions and results when it was asked before, which saves making it again and decides nothing;
+    None: nothing is kept. A search has one of its own."""
+
+    def extend(self, decisions: tuple[Decision, ...]) -> History:
+        """The same with further decisions."""
+        return replace(self, decisions=decisions)
+
+    def keep(
+        self, key: Hashable, make: Callable[[], Kept], is_settled: Callable[[Kept], bool] = lambda made: True
+    ) -> Kept:
+        """What `make` gives; made no more once it is settled, that is, once no further result can change it."""
+        if self.kept is not None and key in self.kept:
+            found: Kept = self.kept[key]
+            return found
+        made = make()
+        if self.kept is not None and is_settled(made):
+            self.kept[key] = made
+        return made
+
+    def remake(self, decision: Decision, make: Callable[[], RunSpec]) -> RunSpec:
+        """The run that a decision means; see `hold_to_decision`."""
+        return hold_to_decision(decision, self.keep(("run", decision.number), make))
 
 
 @dataclass(frozen=True)
@@ -91,12 +129,27 @@ class Strategy(ABC):
     def expect_rest(
         self, study: Study, corpus: CorpusFacts, asked: Asked, expected: Sequence[RunSpec]
     ) -> Sequence[RunSpec]:
-        """Runs that cost what will be asked for after these, in that order; `expected`: what all of them cost."""
-        return expected[len(asked.specs) :]
+        """Runs that cost what will be asked for after these, in that order; `expected`: what all of them cost.
+
+        A run that was expected as it is asked for is not to come; any other stands for the first that is left.
+        """
+        known, foreseen = ({spec.run_id for spec in specs} for specs in (asked.specs, expected))
+        return [spec for spec in expected if spec.run_id not in known][len(known - foreseen) :]
 
     def conclude(self, study: Study, corpus: CorpusFacts, history: History) -> Findings | None:
         """What the runs so far have shown; None where the laws fitted to them say it all, or nothing can be said."""
         return None
+
+
+def hold_to_decision(decision: Decision, spec: RunSpec) -> RunSpec:
+    """The run that a decision means, made again.
+
+    Raises DecisionChanged where it is not the one that was decided on: what came of that would be missed, and the
+    search would repeat runs under decisions that were taken for others.
+    """
+    if decision.run_id and decision.run_id != spec.run_id:
+        raise DecisionChanged(decision, spec)
+    return spec
 
 
 def score(result: Result, objective: Mapping[str, float]) -> float:

@@ -15,7 +15,7 @@ class Points(Strategy):
 
     def ask(self, study: Study, corpus: CorpusFacts, history: History) -> Asked:
         """None of its own; see `ask_points`."""
-        return Asked(())
+        return Asked((), decisions=history.decisions)
 
 
 def ask_points(study: Study, corpus: CorpusFacts) -> tuple[list[RunSpec], list[Skipped]]:

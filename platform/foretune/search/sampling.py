@@ -201,14 +201,13 @@ def draw_points(
     space more evenly. Fewer come back where the space has no more.
     """
     size = count_coordinates(search, domains)
-    found: list[Placed] = []
+    found: dict[str, Placed] = {}
     for unit in itertools.islice(draw_units(rng, size, method), REDRAWS * count if size else 1):
         placed = place_unit(search, domains, unit)
-        if all(placed.point != other.point for other in found):
-            found.append(placed)
+        found.setdefault(repr(placed.point), placed)
         if len(found) == count:
             break
-    return found
+    return list(found.values())
 
 
 def draw_units(rng: np.random.Generator, size: int, method: Literal["random", "qmc"]) -> Iterator[Sequence[float]]:

@@ -8,7 +8,7 @@ decided here, from their specs alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,6 +72,22 @@ def gather_pots(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
         else:
             pots.append([spec])
     return pots
+
+
+def list_retrained(
+    todo: Sequence[RunSpec], done: Sequence[RunSpec], has_state: Callable[[RunSpec], bool]
+) -> list[RunSpec]:
+    """Runs that are done and have to be trained again, from the beginning, for the soups that are still to be made.
+
+    Before soups are asked for these are at most so many: a run that is still to do may diverge.
+    """
+    soups = [spec for spec in (*todo, *done) if spec.soup]
+    pots = [spec.members for spec in todo if spec.soup]
+    if not soups:
+        pots = [tuple(pot) for pot in gather_pots([spec for spec in (*done, *todo) if _may_join(spec)])]
+    wanted = {spec.run_id for pot in pots for spec in pot if len(pot) > 1}
+    whole = {"parent_run_id": "", "parent_step": 0}
+    return [spec.model_copy(update=whole) for spec in done if spec.run_id in wanted and not has_state(spec)]
 
 
 def tell_soups(findings: Findings | None, specs: Sequence[RunSpec], study: Study, history: History) -> Findings | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 from foretune.deriving import CorpusFacts, resolve_run
@@ -58,7 +60,7 @@ class Setting:
         """The scores of the seeds that have one."""
         return tuple(value for value in self.scores if math.isfinite(value))
 
-    @property
+    @cached_property  # settings are ranked by it after every result
     def mean(self) -> float:
         """By what it is judged: the mean over its seeds; infinite where one diverged, or none has a loss."""
         return math.fsum(self.losses) / len(self.losses) if self.losses and not self.has_diverged else math.inf
@@ -68,28 +70,52 @@ def make_setting(
     study: Study, corpus: CorpusFacts, scale: str, placed: Placed, results: Mapping[str, Result]
 ) -> Setting:
     """The runs of a setting, with what came of them."""
-    rung = study.scale_named(scale)
-    specs = tuple(resolve_run(study, rung, {**placed.point, "seed": seed}, corpus) for seed in list_seeds(study))
-    ended = tuple(results[spec.run_id] for spec in specs if spec.run_id in results)
-    scores = tuple(score(result, study.search.objective) for result in ended)
-    return Setting(scale, placed, specs, find_obstacle(specs[0], study, corpus), ended, scores)
+    specs = tuple(_resolve(study, corpus, scale, placed, seed) for seed in list_seeds(study))
+    setting = Setting(scale, placed, specs, find_obstacle(specs[0], study, corpus), (), ())
+    return judge_setting(setting, results, study.search.objective)
+
+
+def judge_setting(setting: Setting, results: Mapping[str, Result], objective: Mapping[str, float]) -> Setting:
+    """The same with what came of its runs by now."""
+    ended = tuple(results[spec.run_id] for spec in setting.specs if spec.run_id in results)
+    return replace(setting, results=ended, scores=tuple(score(result, objective) for result in ended))
 
 
 def decide_setting(setting: Setting, *, model: str) -> Decision:
     """The decision to run a setting; `model` says what proposed it."""
+    first = setting.specs[0]
     details = {"scale": setting.scale, "point": setting.point, "choices": setting.placed.choices, "model": model}
-    return Decision(number=0, kind=TRY, run_id="" if setting.obstacle else setting.specs[0].run_id, details=details)
+    run_id = "" if setting.obstacle else first.run_id
+    return Decision(number=0, kind=TRY, run_id=run_id, details={**details, "seed": first.seed})
 
 
 def list_settings(study: Study, corpus: CorpusFacts, history: History) -> list[Setting]:
     """The settings that were decided on, in order; at each rung no more than the study has runs for by now."""
     found: list[Setting] = []
+    counts: Counter[str] = Counter()
     for item in history.decisions:
         scale = item.details["scale"]
-        if item.kind == TRY and sum(other.scale == scale for other in found) < study.search.runs:
-            placed = Placed(item.details["point"], item.details["choices"])
-            found.append(make_setting(study, corpus, scale, placed, history.results))
+        if item.kind == TRY and counts[scale] < study.search.runs:
+            counts[scale] += 1
+            found.append(_read_setting(study, corpus, item, history))
     return found
+
+
+def _read_setting(study: Study, corpus: CorpusFacts, item: Decision, history: History) -> Setting:
+    """The setting that was decided on, with what came of it by now; one that has ended is kept."""
+    scale, placed = item.details["scale"], Placed(item.details["point"], item.details["choices"])
+    if "seed" in item.details:  # the first decisions that were kept do not say, and seeds may have changed since
+        history.remake(item, partial(_resolve, study, corpus, scale, placed, item.details["seed"]))
+
+    def judge() -> Setting:
+        begun = history.keep(("setting", item.number), partial(make_setting, study, corpus, scale, placed, {}))
+        return judge_setting(begun, history.results, study.search.objective)
+
+    return history.keep(("ended", item.number), judge, lambda setting: setting.has_ended)
+
+
+def _resolve(study: Study, corpus: CorpusFacts, scale: str, placed: Placed, seed: int) -> RunSpec:
+    return resolve_run(study, study.scale_named(scale), {**placed.point, "seed": seed}, corpus)
 
 
 def ask_settings(settings: Sequence[Setting], decisions: tuple[Decision, ...], *, finished: bool) -> Asked:

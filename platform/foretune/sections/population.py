@@ -27,6 +27,10 @@ class PopulationSection(Section):
     """Share of members at each end in a truncation, in (0, 0.5] (the paper takes 0.2, Ray Tune 0.25)."""
     evaluations: Count = Field(default=10, ge=2)
     """Last held-out losses of a member that the t-test looks at (the paper takes 10)."""
+    explore: Literal["perturb", "bandit"] = "perturb"
+    """Where the settings of a copy go: `perturb`: near the old ones, or drawn anew; `bandit`: where the forecast of the
+    next generation's gain plus its doubt is highest (PB2, Parker-Holder et al. 2020). A bandit chooses numbers between
+    bounds; values of a list and mixtures are perturbed with either."""
     resample_probability: Quantity = Field(default=0.25, ge=0, le=1)
     """Chance that a setting is drawn anew from the space instead of perturbed (Ray Tune takes 0.25)."""
     factors: Annotated[tuple[Quantity, Quantity], BeforeValidator(as_tuple)] = (1.2, 0.8)
@@ -45,13 +49,14 @@ class PopulationSection(Section):
 
 
 class ReplaySection(Section):
-    """`[search.replay]`: a schedule that a population found, trained from scratch."""
+    """`[search.replay]`: a schedule that a population or autolrs found, trained from scratch."""
 
     file: str = ""
-    """Schedule as `foretune lineage` writes it (.toml or .json); empty in a population's own study, which replays its
-    winner."""
+    """Schedule as `foretune lineage` writes it (.toml or .json); empty in the study of a population or of autolrs,
+    which replays the best schedule that it finds itself."""
     scales: Annotated[tuple[Name, ...], BeforeValidator(as_tuple)] = ()
-    """Rungs at which it is trained; that of the population unless given. Phases begin at the same shares of the run."""
+    """Rungs at which it is trained; unless given those of the search that finds it, or the first where it comes from a
+    file. Phases begin at the same shares of the run."""
     seeds: Annotated[
         tuple[Annotated[Count, Field(ge=0, lt=2**32)], ...], BeforeValidator(as_tuple), Field(min_length=1)
     ]

@@ -82,6 +82,10 @@ class SearchSection(Section):
     """Average, at the end, the weights of runs that share their first half: `uniform` takes all of them, `greedy` adds
     each that lowers the held-out loss, best first (Wortsman et al. 2022). Recorded as a run; no fit sees it."""
 
+    check_tuned: bool = False
+    """Train, once the runs of a scale have tuned themselves (`[training.self_tuning]`), plain runs with the dropout
+    that they came to and with the one they began with: two for every seed, in the settings that did best otherwise."""
+
     @model_validator(mode="after")
     def _check_points(self) -> SearchSection:
         if self.strategy == "points" and not self.points and not (self.replay and self.replay.file):

@@ -13,7 +13,9 @@ import pytest
 from foretune.proxies.checkpoint import CheckpointFolder
 from foretune.proxies.residents import RESIDENTS
 from foretune.proxies.train import STEPS_PER_READ, train_runs
-from foretune.records import CurvePoint, Phase, RunOutcome, RunSpec
+from foretune.records import CurvePoint, Phase, RunOutcome, RunSpec, RunStatus
+from foretune.runners.inline import InlineRunner
+from foretune.sections import RunnerSection
 
 MakeRun = Callable[..., RunSpec]
 SMALL: dict[str, Any] = {"width": 16, "depth": 1, "batch_tokens": 64, "validation_sequences": 2, "steps": 12}
@@ -137,6 +139,20 @@ def test_a_run_with_a_checkpoint_of_its_own_goes_on_from_that(make_run: MakeRun,
     (found,) = train([child], tmp_path, report=lambda spec, point: steps.append(point.step))
     assert steps == [10, 11, 12]
     assert found.spent_flops == child.own_flops
+
+
+def test_nothing_stays_of_a_run_that_nobody_goes_on_from(make_run: MakeRun, tmp_path: Path) -> None:
+    """The state of a whole run is kept for a soup, which reads it from its file."""
+    train([make_run(**SMALL).model_copy(update={"keep_state": True})], tmp_path)
+    assert RESIDENTS.stepper is None
+
+
+def test_nothing_stays_when_the_inline_runner_has_ended(make_run: MakeRun, tmp_path: Path) -> None:
+    runner = InlineRunner(RunnerSection(kind="inline", retries=0), tmp_path)
+    root = make_run(**SMALL, stop_step=4)
+    statuses = [outcome.status for _, outcome in runner.run([root], lambda spec, point: None)]
+    assert statuses == [RunStatus.COMPLETED]
+    assert RESIDENTS.stepper is None
 
 
 def test_memory_is_given_up_when_others_are_trained(make_run: MakeRun, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from foretune.progress import ProgressBar
 from foretune.records import Result, RunSpec, RunStatus
 from foretune.resolution import resolve_corpus
 from foretune.runners import make_runner
-from foretune.search import NOTHING_YET, Asked, ask_search, conclude_search, expect_search
+from foretune.search import NOTHING_YET, STRATEGIES, Asked, ask_search, conclude_search, expect_search
 from foretune.search.interface import History
 from foretune.study import Study, read_study
 from scalelaws import Exclusion
@@ -125,6 +125,23 @@ def test_what_is_expected_costs_what_is_asked() -> None:
     assert sum(spec.compute_flops for spec in expect_search(study, CORPUS)) == sum(
         spec.compute_flops for spec in asked.specs
     )
+
+
+def test_what_is_left_is_foreseen_whichever_scale_comes_first() -> None:
+    """No run that is asked for is counted again, and none is forgotten."""
+    scales = [{"name": f"w{width}", "width": width, "tokens": 16_384} for width in (16, 24)]
+    study = make_study(scales=scales)
+    expected, first = expect_search(study, CORPUS), ask(study)
+    later = [spec.run_id for spec in first.specs if spec.scale == "w24"]
+    ended = {spec.run_id: end(spec) for spec in first.specs if spec.run_id in later}
+    for asked in (first, ask(study, History(ended))):
+        rest = STRATEGIES["bilevel"].expect_rest(study, CORPUS, asked, expected)
+        ids = [spec.run_id for spec in (*asked.specs, *rest)]
+        assert len(ids) == len(set(ids)) == len(expected) == 2 * 3 * len(SEEDS)
+    assert [spec.scale for spec in STRATEGIES["bilevel"].expect_rest(study, CORPUS, first, expected)] == [
+        *["w16"] * 4,
+        *["w24"] * 4,
+    ]
 
 
 def test_the_findings_compare_both_mixtures_on_the_objective() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from foretune.checking import describe_plan
 from foretune.deriving import CorpusFacts
 from foretune.errors import InputError
 from foretune.evidence import gather_observations
@@ -18,7 +19,7 @@ from foretune.records import Phase, Result, RunSpec, RunStatus
 from foretune.resolution import resolve_corpus
 from foretune.runners import make_runner
 from foretune.search import History, ask_search, conclude_search
-from foretune.search.soups import find_fork, gather_pots
+from foretune.search.soups import find_fork, gather_pots, list_retrained
 from foretune.searching import Searching
 from foretune.study import Study, read_study
 from foretune_factories import make_spec
@@ -107,6 +108,14 @@ def test_a_soup_waits_for_all_runs_and_their_states_for_it() -> None:
     assert not last.retained
 
 
+def test_before_a_soup_is_asked_for_the_runs_that_it_will_need_are_known() -> None:
+    first, second, third = ask_search(make_study(), CORPUS).specs
+    alone = third.model_copy(update={"seed": 9})
+    found = list_retrained([third], [first, second, alone], lambda spec: spec.run_id == second.run_id)
+    assert found == [first]
+    assert list_retrained([], [first, alone], lambda spec: False) == []
+
+
 def test_the_id_of_a_soup_is_that_of_its_members_and_kind() -> None:
     study = make_study()
     results = {spec.run_id: finish(spec, 3.0) for spec in ask_search(study, CORPUS).specs}
@@ -152,10 +161,11 @@ def test_a_finding_names_what_was_kept_and_what_is_best(loss: float, verdict: st
 @pytest.mark.live
 def test_members_that_were_trained_before_are_trained_again(tmp_path: Path) -> None:
     studies = {"together": [make_study("uniform")], "later": [make_study(""), make_study("uniform")]}
-    soups = {}
+    soups, planned = {}, {}
     for name, launches in studies.items():
         with open_ledger(tmp_path / f"{name}.db", create=True) as ledger:
             for study in launches:
+                planned[name], _, _ = describe_plan(study, ledger, probe=False, results=tmp_path / name)
                 launch_study(study, ledger, results=tmp_path / name, quiet=True)
             frame = ledger.runs("soup")
             findings = Searching(study, resolve_corpus(study), ledger).conclude()
@@ -167,6 +177,9 @@ def test_members_that_were_trained_before_are_trained_again(tmp_path: Path) -> N
     assert "3 of them trained again" in soups["later"]["reason"]
     assert (soups["together"]["spent_flops"], soups["later"]["spent_flops"]) == (0, members["compute_flops"].sum())
     assert not list((tmp_path / "later" / "soup" / "runs").glob("*/checkpoints"))
+    assert planned["later"]["runs_to_train_again"] == 3
+    assert planned["later"]["compute_flops"] == pytest.approx(soups["later"]["spent_flops"], rel=0.01)
+    assert "runs_to_train_again" not in planned["together"]
 
 
 @pytest.mark.live

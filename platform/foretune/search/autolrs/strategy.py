@@ -7,17 +7,26 @@ of its rate, whose steps are not trained a second time.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
+from itertools import zip_longest
 
 from foretune.deriving import CorpusFacts, resolve_run
 from foretune.planning import Skipped, find_obstacle
 from foretune.records import RunSpec
+from foretune.search.autolrs.findings import find_schedule, tell_schedules
 from foretune.search.autolrs.rate_track import Track
 from foretune.search.autolrs.stages import KINDS, read_move
-from foretune.search.edges import find_edges
 from foretune.search.interface import Asked, Findings, History, Strategy, number_decisions
+from foretune.search.replaying.replays import (
+    decide_replays,
+    expect_replays,
+    find_replay_problems,
+    find_useless_replays,
+    list_replays,
+)
+from foretune.search.replaying.schedule import Schedule, SchedulePhase
+from foretune.search.sampling import list_rungs, list_seeds
 from foretune.sections import LR_FREE
 from foretune.space import LogRange
 from foretune.study import Study
@@ -33,52 +42,77 @@ class AutoLRS(Strategy):
 
     def find_problems(self, study: Study, corpus: CorpusFacts) -> list[str]:
         """See Strategy."""
-        problems = [*_space_problems(study), *_setting_problems(study)]
-        return problems or list(dict.fromkeys(_stage_problems(study, corpus)))  # seeds have the same stages
+        problems = [*_space_problems(study), *_setting_problems(study), *find_replay_problems(study)]
+        problems = problems or list(dict.fromkeys(_stage_problems(study, corpus)))  # seeds have the same stages
+        return problems or list(find_useless_replays(study, corpus, _stand_in(study)))
 
     def ask(self, study: Study, corpus: CorpusFacts, history: History) -> Asked:
         """See Strategy."""
         tracks, skipped = list_tracks(study, corpus, history)
         new = [move.decide() for track in tracks for move in track.decide()]
         decisions = number_decisions(history.decisions, new)
-        tracks, _ = list_tracks(study, corpus, History(history.results, decisions))
+        tracks, _ = list_tracks(study, corpus, history.extend(decisions))
+        is_waiting = any(track.is_waiting for track in tracks)
+        schedule = None if is_waiting else find_schedule(study, tracks)
+        decisions = number_decisions(decisions, decide_replays(study, corpus, decisions, schedule))
         passed_over = {run_id for track in tracks for move in track.moves for run_id in move.passed_over}
         specs = [track.make_spec(move) for track in tracks for move in track.moves if move.run_id not in passed_over]
         return Asked(
-            tuple(specs),
+            (*specs, *list_replays(study, corpus, decisions)),
             tuple(skipped),
             decisions,
             retained=frozenset(run_id for track in tracks for run_id in track.list_retained()),
-            finished=not any(track.is_waiting for track in tracks),
+            finished=not is_waiting,
         )
 
     def expect(self, study: Study, corpus: CorpusFacts) -> list[RunSpec]:
         """See Strategy; the rates are stand-ins, as many as will be tried."""
-        return [spec for track in list_tracks(study, corpus, History())[0] for spec in track.expect()]
+        rounds = zip_longest(*(track.expect() for track in list_tracks(study, corpus, History())[0]))
+        searched = [spec for specs in rounds for spec in specs if spec]
+        return [*searched, *expect_replays(study, corpus, _stand_in(study))]
 
     def conclude(self, study: Study, corpus: CorpusFacts, history: History) -> Findings | None:
         """See Strategy."""
         tracks, _ = list_tracks(study, corpus, history)
-        return _tell(study, [track for track in tracks if track.has_arrived], len(tracks))
+        return tell_schedules(study, tracks, history)
 
 
 def list_tracks(study: Study, corpus: CorpusFacts, history: History) -> tuple[list[Track], list[Skipped]]:
     """The models that are trained, one for each rung and seed, and those that would be of no use with the reason."""
-    held_out = study.verification.scale if study.verification else ""
-    moves = [read_move(item) for item in history.decisions if item.kind in KINDS]
-    rates = study.search.space["peak_lr"]
-    assert isinstance(rates, LogRange), "find_problems checks it"
+    moves = [(item, read_move(item)) for item in history.decisions if item.kind in KINDS]
+    rates, start = _get_rates(study), _choose_start(study)
     tracks, skipped = [], []
-    for scale in study.scales:
-        for seed in study.search.axis("seed") or (study.study.seed,) if scale.name != held_out else ():
-            point = {"peak_lr": study.training.peak_lr or rates.place(0.5), "seed": seed}
+    for scale in list_rungs(study):
+        for seed in list_seeds(study):
+            point = {"peak_lr": start, "seed": seed}
             base = resolve_run(study, scale, point, corpus)
             if obstacle := find_obstacle(base, study, corpus):
                 skipped.append(Skipped(scale.name, point, obstacle))
                 continue
-            own = tuple(move for move in moves if (move.scale, move.seed) == (scale.name, seed))
-            tracks.append(Track(base, rates, study.search, own, history.results))
+            own = [(item, move) for item, move in moves if (move.scale, move.seed) == (scale.name, seed)]
+            track = Track(base, rates, study.search, tuple(move for _, move in own), history.results)
+            for item, move in own:
+                history.remake(item, partial(track.make_spec, move))
+            tracks.append(track)
     return tracks, skipped
+
+
+def _get_rates(study: Study) -> LogRange:
+    """The rates that may be tried."""
+    rates = study.search.space["peak_lr"]
+    assert isinstance(rates, LogRange), "find_problems checks it"
+    return rates
+
+
+def _choose_start(study: Study) -> float:
+    """The rate of the warm-up."""
+    return study.training.peak_lr or _get_rates(study).place(0.5)
+
+
+def _stand_in(study: Study) -> Schedule:
+    """A schedule that costs what the one to be found will."""
+    phase = SchedulePhase(start_share=0.0, settings={"peak_lr": _choose_start(study)})
+    return Schedule(study=study.study.name, run_id="", tokens=0, score=0.0, phases=(phase,))
 
 
 def _space_problems(study: Study) -> Iterator[str]:
@@ -117,75 +151,3 @@ def _stage_problems(study: Study, corpus: CorpusFacts) -> Iterator[str]:
                 f"{track.base.scale!r} tries rates for {steps} of them, fewer than {FEWEST_TRIAL_STEPS}; raise "
                 "first_stage or trial, or train longer"
             )
-
-
-def _tell(study: Study, tracks: Sequence[Track], begun: int) -> Findings | None:
-    """The schedules that were found, what they came to and what the search for them cost."""
-    if not tracks:
-        return None
-    best = min(tracks, key=lambda track: track.loss)
-    losses = [track.loss for track in tracks if track.base.scale == best.base.scale]
-    seed, mean = "", ""
-    if len(losses) > 1:
-        seed = f" and seed {best.base.seed}, the best of {len(losses)},"
-        mean = f"; the mean of {len(losses)} seeds is {sum(losses) / len(losses):.4f}, up to {max(losses):.4f}"
-    edges = "".join(f"; {told}" for told in _find_edges(study, best))
-    rates = " -> ".join(f"{move.lr:.3g}" for move in best.list_path())
-    share = sum(track.search_flops for track in tracks) / sum(track.base.compute_flops for track in tracks)
-    lost = f"; {begun - len(tracks)} of {begun} models did not arrive" if begun > len(tracks) else ""
-    return Findings(
-        sentence=(
-            f"At scale {best.base.scale}{seed} the learning rate went {rates} and the loss came to {best.loss:.4f}"
-            f"{mean}; the search cost {share:.2f} times the training itself{lost}{edges}."
-        ),
-        settings={"schedule": _list_rates(best)},
-        tables={"Schedules found": [row for track in tracks for row in _list_rows(track)]},
-        data={"schedules": [_describe(track) for track in tracks]},
-    )
-
-
-def _find_edges(study: Study, track: Track) -> list[str]:
-    """What to know of the rates that lie at an end of the range, each once."""
-    leaf = study.search.leaves()[0]
-    told = [edge for move in track.list_path() for edge in find_edges(leaf, {"peak_lr": move.lr})]
-    return list(dict.fromkeys(told))
-
-
-def _list_rates(track: Track) -> list[dict[str, float]]:
-    """The rates of a run and the tokens from which on they hold, the warm-up's first."""
-    training = track.base.training
-    first = [{"tokens": 0, "peak_lr": training.peak_lr}] if training.warmup_steps else []
-    begins = [training.tokens_at(track.stages[move.stage - 1].start) for move in track.list_path()]
-    rates = [move.lr for move in track.list_path()]
-    return first + [{"tokens": tokens, "peak_lr": lr} for tokens, lr in zip(begins, rates, strict=True)]
-
-
-def _list_rows(track: Track) -> Iterator[dict[str, Any]]:
-    """A row for every stage."""
-    for move in track.list_path():
-        stage, result = track.stages[move.stage - 1], track.results.get(move.run_id)
-        forecast, deviation = move.forecasts[move.parent_run_id] or (math.nan, math.nan)
-        yield {
-            "scale": track.base.scale,
-            "seed": track.base.seed,
-            "stage": move.stage,
-            "from_tokens": track.base.training.tokens_at(stage.start),
-            "to_tokens": track.base.training.tokens_at(stage.stop),
-            "peak_lr": move.lr,
-            "forecast_loss": forecast,
-            "forecast_sd": deviation,
-            "held_out_loss": result.loss if result else None,
-            "tried": len(move.forecasts),
-            "lost": sum(found is None for found in move.forecasts.values()),
-        }
-
-
-def _describe(track: Track) -> dict[str, Any]:
-    return {
-        "scale": track.base.scale,
-        "seed": track.base.seed,
-        "rates": _list_rates(track),
-        "loss": track.loss,
-        "training_flops": track.base.compute_flops,
-        "search_flops": track.search_flops,
-    }

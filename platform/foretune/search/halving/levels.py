@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from foretune.deriving import CorpusFacts, resolve_horizon, resolve_run
 from foretune.planning import find_obstacle
 from foretune.records import Decision, Result, RunSpec, TrainingSpec
-from foretune.search.interface import score
-from foretune.search.population.course import count_steps
+from foretune.search.interface import History
 from foretune.search.sampling import Placed, list_seeds
-from foretune.search.tried import TRY, Setting
+from foretune.search.tried import TRY, Setting, judge_setting
 from foretune.sections import HalvingSection, ScaleSection
 from foretune.study import Study
+from foretune.training.lineages import count_steps
 
 PROMOTE = "promote"
 """Kind of a decision to go on with a setting."""
@@ -41,6 +42,11 @@ class Contender:
     def now(self) -> Setting:
         """Its runs up to that stop."""
         return self.levels[-1]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will be known of any of its runs."""
+        return all(setting.has_ended for setting in self.levels)
 
 
 @dataclass(frozen=True)
@@ -69,32 +75,32 @@ class Bracket:
         self, placed: Placed, results: Mapping[str, Result], levels: int = 1, number: float = math.inf
     ) -> Contender:
         """A setting with its runs up to so many stops, and what came of them."""
-        whole = [
-            resolve_run(self.study, self.scale, {**placed.point, "seed": seed}, self.corpus)
-            for seed in list_seeds(self.study)
-        ]
+        whole = [self._resolve(placed, seed) for seed in list_seeds(self.study)]
         obstacle = find_obstacle(whole[0], self.study, self.corpus)
         runs = [self._divide(spec, levels) for spec in whole]
-        settings = []
-        for level in range(levels):
-            specs = tuple(of_seed[level] for of_seed in runs)
-            ended = tuple(results[spec.run_id] for spec in specs if spec.run_id in results)
-            scores = tuple(score(result, self.study.search.objective) for result in ended)
-            settings.append(Setting(self.scale.name, placed, specs, obstacle, ended, scores))
-        return Contender(placed, tuple(settings), number)
+        settings = tuple(
+            Setting(self.scale.name, placed, tuple(of_seed[level] for of_seed in runs), obstacle, (), ())
+            for level in range(levels)
+        )
+        return self.judge(Contender(placed, settings, number), results)
+
+    def judge(self, contender: Contender, results: Mapping[str, Result]) -> Contender:
+        """The same with what came of its runs by now."""
+        objective = self.study.search.objective
+        return replace(contender, levels=tuple(judge_setting(item, results, objective) for item in contender.levels))
 
     def find_stops(self, training: TrainingSpec) -> list[int]:
         """Steps at the stops of a run."""
         return [count_steps(training, tokens) for tokens in self.stop_tokens[:-1]] + [training.steps]
 
-    def read(self, decisions: tuple[Decision, ...], results: Mapping[str, Result]) -> list[Contender]:
+    def read(self, history: History) -> list[Contender]:
         """The settings that were decided on at this rung, in the order of their beginning."""
-        begun: dict[int, tuple[Placed, int, int]] = {}
-        for item in decisions:
+        begun: dict[int, Decision] = {}
+        for item in history.decisions:
             if item.kind in (TRY, PROMOTE) and item.details["scale"] == self.scale.name:
-                placed = Placed(item.details["point"], item.details["choices"])
-                begun[item.details["setting"]] = (placed, item.number, item.details["level"] + 1)
-        return [self.train(placed, results, levels, number) for placed, number, levels in begun.values()]
+                begun[item.details["setting"]] = item
+                history.remake(item, partial(self._remake, item))
+        return [self._read_one(item, history) for item in begun.values()]
 
     def decide(self, contender: Contender, setting: int, **why: Any) -> list[Decision]:
         """The decisions to take the setting of this number to its present level, one for every seed."""
@@ -121,6 +127,24 @@ class Bracket:
     def promote(self, contender: Contender, results: Mapping[str, Result]) -> Contender:
         """The same, one level further."""
         return self.train(contender.placed, results, len(contender.levels) + 1)
+
+    def _read_one(self, item: Decision, history: History) -> Contender:
+        """The setting that a decision is the last one on; kept when all of its runs have ended."""
+        placed, levels = Placed(item.details["point"], item.details["choices"]), item.details["level"] + 1
+
+        def judge() -> Contender:
+            begun = history.keep(("begun", item.number), partial(self.train, placed, {}, levels, item.number))
+            return self.judge(begun, history.results)
+
+        return history.keep(("ended", item.number), judge, lambda contender: contender.has_ended)
+
+    def _remake(self, item: Decision) -> RunSpec:
+        """The run of a decision, whose seed the study may no longer have."""
+        whole = self._resolve(Placed(item.details["point"], item.details["choices"]), item.details["seed"])
+        return self._divide(whole, item.details["level"] + 1)[-1]
+
+    def _resolve(self, placed: Placed, seed: int) -> RunSpec:
+        return resolve_run(self.study, self.scale, {**placed.point, "seed": seed}, self.corpus)
 
     def _divide(self, whole: RunSpec, levels: int) -> list[RunSpec]:
         """The parts of a run, each of which goes on from the one before."""

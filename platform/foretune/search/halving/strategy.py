@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -46,17 +48,16 @@ class Halving(Strategy):
 
     def ask(self, study: Study, corpus: CorpusFacts, history: History) -> Asked:
         """Every run up to its stop that was decided on by now, and what the results allow beside."""
-        decisions = history.decisions
         found: list[tuple[Bracket, list[Contender]]] = []
-        for bracket in _plot_brackets(study, corpus):
-            known = bracket.read(decisions, history.results)
-            new = _decide(bracket, known, history.results)
-            decisions = number_decisions(decisions, new)
-            found.append((bracket, bracket.read(decisions, history.results) if new else known))
+        for bracket in history.keep("brackets", partial(_plot_brackets, study, corpus)):
+            known = bracket.read(history)
+            new = _decide(bracket, known, history)
+            history = history.extend(number_decisions(history.decisions, new))
+            found.append((bracket, bracket.read(history) if new else known))
         needed = [item for bracket, contenders in found for item in _list_needed(bracket, contenders)]
         settings = [setting for item in needed for setting in item.levels]
-        asked = ask_settings(settings, decisions, finished=not _count_open(needed))
-        return Asked(asked.specs, asked.skipped, decisions, _find_retained(found), asked.finished)
+        asked = ask_settings(settings, history.decisions, finished=not _count_open(needed))
+        return replace(asked, retained=_find_retained(found))
 
     def expect(self, study: Study, corpus: CorpusFacts) -> list[RunSpec]:
         """The settings of the beginning, of which the first ones go on."""
@@ -73,7 +74,7 @@ class Halving(Strategy):
     def conclude(self, study: Study, corpus: CorpusFacts, history: History) -> Findings | None:
         """The best of those that came to the end, how the others fared, and what stopping them has saved."""
         brackets = _plot_brackets(study, corpus)
-        fields = [(item, item.read(history.decisions, history.results)) for item in brackets]
+        fields = [(item, item.read(history)) for item in brackets]
         levels = [level for _, contenders in fields for item in contenders for level in item.levels]
         return add_descent(describe_brackets(fields), levels, history.results)
 
@@ -97,10 +98,11 @@ def _draw(bracket: Bracket) -> Iterator[Placed]:
             yield Placed(point, {})
 
 
-def _decide(bracket: Bracket, known: Sequence[Contender], results: Results) -> list[Decision]:
+def _decide(bracket: Bracket, known: Sequence[Contender], history: History) -> list[Decision]:
     """What is begun or gone on with now."""
-    contenders = list(known)
-    placed = islice(_draw(bracket), len(contenders), None)
+    contenders, results = list(known), history.results
+    drawn = history.keep(("drawn", bracket.scale.name), lambda: list(_draw(bracket)))
+    placed = islice(drawn, len(contenders), None)
     if bracket.study.search.synchronous:
         return [*_begin(bracket, contenders, placed, results, None), *_promote_level(bracket, contenders, results)]
     new: list[Decision] = []
@@ -127,8 +129,8 @@ def _promote_level(bracket: Bracket, contenders: list[Contender], results: Resul
     """The best part of every level at which all have ended, up to the first at which they have not."""
     new: list[Decision] = []
     for level in range(bracket.last):
-        members = _list_members(contenders, level)
-        if any(_is_awaited(contenders[place], level, contenders) for place in members):
+        members, judged = _list_members(contenders, level), _find_judged(contenders, level)
+        if any(_is_awaited(contenders[place], level, judged) for place in members):
             break
         quota = len(members) // bracket.rules.reduction
         for place in _rank(contenders, members, level)[:quota]:
@@ -165,9 +167,13 @@ def _rank(contenders: Sequence[Contender], members: Sequence[int], level: int) -
     return sorted((place for place in members if math.isfinite(means[place])), key=means.__getitem__)
 
 
-def _is_awaited(contender: Contender, level: int, contenders: Sequence[Contender]) -> bool:
+def _find_judged(contenders: Sequence[Contender], level: int) -> float:
+    """The last decision that a level was judged for; -1 where it was not yet."""
+    return max((item.number for item in contenders if item.level > level), default=-1)
+
+
+def _is_awaited(contender: Contender, level: int, judged: float) -> bool:
     """Whether a level is judged only when this one has ended; not one that failed, when the level was judged since."""
-    judged = max((item.number for item in contenders if item.level > level), default=-1)
     return not contender.levels[level].has_ended and contender.number > judged
 
 
@@ -175,7 +181,8 @@ def _list_needed(bracket: Bracket, contenders: Sequence[Contender]) -> list[Cont
     """All but those that failed in an earlier launch and were gone past, which nobody waits for."""
     if not bracket.study.search.synchronous:
         return list(contenders)
-    return [item for item in contenders if item.now.has_ended or _is_awaited(item, item.level, contenders)]
+    judged = [_find_judged(contenders, level) for level in range(bracket.last + 1)]
+    return [item for item in contenders if item.now.has_ended or _is_awaited(item, item.level, judged[item.level])]
 
 
 def _count_open(contenders: Sequence[Contender]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -20,6 +21,7 @@ from foretune.records import Decision, RunSpec
 from foretune.search.interface import Asked, Findings, History, Strategy, make_rng, number_decisions
 from foretune.search.mixing.advice import advise
 from foretune.search.mixing.course import (
+    ADVICE,
     Advice,
     Course,
     Results,
@@ -55,10 +57,12 @@ class Mixtures(Strategy):
         decisions = history.decisions
         while new := _decide(course, decisions, results):  # runs that are known already let it go on at once
             decisions = number_decisions(decisions, new)
-        trials = read_trials(decisions)
+        trials, runs = read_trials(decisions), (item for item in decisions if item.kind != ADVICE)
         lost, pending = find_lost(trials, results), _list_pending(trials, results)
+        pairs = zip(runs, trials, strict=True)
+        specs = [history.remake(item, partial(course.make_spec, trial)) for item, trial in pairs]
         return Asked(
-            specs=tuple(course.make_spec(trial) for trial in trials if trial.run_id not in lost),
+            specs=tuple(spec for spec in specs if spec.run_id not in lost),
             decisions=decisions,
             finished=not pending or _is_advised(course, trials, read_advice(decisions)),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +9,14 @@ from typing import Any
 from foretune.deriving import CorpusFacts, resolve_run
 from foretune.planning import find_obstacle
 from foretune.records import CHANGEABLE, Phase, RunSpec, TrainingSpec
-from foretune.search.population.exploring import Axes
+from foretune.search.population.exploring import Axes, find_bounded
 from foretune.sections import PopulationSection, ScaleSection
 from foretune.space import Choice, Derived, Simplex
 from foretune.study import Study
+from foretune.training.lineages import count_steps
 
+ROUNDING = 1e-9
+"""Relative room that is left below a limit for the rounding of sums."""
 STRUCTURAL = {
     "batch_tokens": "it decides the steps of a run, which members must have in common",
     "timescale": "it decides the weight decay of a whole run; vary weight_decay",
@@ -89,9 +91,24 @@ def plot_course(study: Study, corpus: CorpusFacts) -> Course:
     rules = study.search.population
     assert rules is not None, "find_course_problems asks for it"
     scale = study.scale_named(rules.scale or study.scales[0].name)
-    training = resolve_run(study, scale, _stand_in(study), corpus).training
+    spec = resolve_run(study, scale, _stand_in(study), corpus)
+    axes = _cap_shares(study, spec, corpus)
+    return Course(study, corpus, scale, rules, axes, _list_stops(spec.training, rules), spec.training)
+
+
+def _cap_shares(study: Study, spec: RunSpec, corpus: CorpusFacts) -> Axes:
+    """The dimensions; in mixtures no share that, kept up for a whole run, is more than `[data] max_epochs` of a domain.
+
+    So no lineage goes more often through a domain, whatever mixtures it takes one after the other.
+    """
     axes: Axes = dict(study.search.space)  # type: ignore[arg-type]  # find_course_problems refuses derived values
-    return Course(study, corpus, scale, rules, axes, _list_stops(training, rules), training)
+    mixture = axes.get("mixture")
+    if not isinstance(mixture, Simplex):
+        return axes
+    held = {**corpus.train_tokens, **spec.data.unique_tokens}
+    caps = {name: (1 - ROUNDING) * study.data.max_epochs * unique / spec.tokens for name, unique in held.items()}
+    lower = {name: cap for name, cap in caps.items() if cap < mixture.maximum.get(name, 1.0)}
+    return {**axes, "mixture": mixture.model_copy(update={"maximum": mixture.maximum | lower})}
 
 
 def find_course_problems(study: Study, corpus: CorpusFacts) -> list[str]:
@@ -102,13 +119,8 @@ def find_course_problems(study: Study, corpus: CorpusFacts) -> list[str]:
     names = [scale.name for scale in study.scales]
     if rules.scale and rules.scale not in names:
         return [f"search.population.scale: no such scale {rules.scale!r}; scales: {', '.join(names)}"]
-    problems = [*_space_problems(study), *_training_problems(study), *_judgement_problems(study, rules)]
+    problems = [*_space_problems(study, rules), *_training_problems(study), *_judgement_problems(study, rules)]
     return problems or list(_horizon_problems(plot_course(study, corpus)))
-
-
-def count_steps(training: TrainingSpec, tokens: int) -> int:
-    """The fewest steps that train on so many tokens."""
-    return bisect_left(range(training.steps), tokens, key=training.tokens_at)
 
 
 def _stand_in(study: Study) -> dict[str, Any]:
@@ -136,7 +148,7 @@ def _list_stops(training: TrainingSpec, rules: PopulationSection) -> tuple[int, 
     return (*dict.fromkeys(stop for stop in stops if stop < training.steps), training.steps)
 
 
-def _space_problems(study: Study) -> Iterator[str]:
+def _space_problems(study: Study, rules: PopulationSection) -> Iterator[str]:
     space = study.search.space
     for key, axis in space.items():
         if key not in (*CHANGEABLE, "mixture"):
@@ -147,6 +159,11 @@ def _space_problems(study: Study) -> Iterator[str]:
             yield f"search.space.{key}: a derived value does not follow along a run; search it, or leave it out"
     if all(isinstance(axis, Choice) and len(axis.values) == 1 for axis in space.values()):
         yield "search.space: every dimension has one value, so nothing can change; give bounds or more values"
+    if rules.explore == "bandit" and not find_bounded(space):
+        yield (
+            "search.population.explore: 'bandit' chooses numbers between bounds, and the space has lists and mixtures "
+            "only, which are perturbed; give a dimension low and high, or take 'perturb'"
+        )
 
 
 def _training_problems(study: Study) -> Iterator[str]:
@@ -181,14 +198,51 @@ def _judgement_problems(study: Study, rules: PopulationSection) -> Iterator[str]
         )
 
 
+def _mixture_problems(course: Course) -> Iterator[str]:
+    """Bounds on mixtures that do not suit the corpus, or leave none that goes through no domain too often."""
+    given, capped = course.study.search.space.get("mixture"), course.axes.get("mixture")
+    if not isinstance(given, Simplex) or not isinstance(capped, Simplex):
+        return
+    if problems := given.find_problems(course.domains):
+        yield from (f"search.space.mixture: {problem}" for problem in problems)
+        return
+    limit = f"data.max_epochs is {course.study.data.max_epochs:g}"
+    for name, most in capped.maximum.items():
+        if capped.minimum.get(name, 0.0) > most:
+            yield (
+                f"search.space.mixture.minimum.{name}: a run of {course.training.tokens} tokens may have a share of at "
+                f"most {most:.3g} of it ({limit}), got {capped.minimum[name]:g}; lower it, or train on fewer tokens"
+            )
+    if capped.find_problems(course.domains):
+        most = sum(capped.maximum.get(name, 1.0) for name in course.domains)
+        yield (
+            f"search.space.mixture: all domains together fill {most:.3g} of the {course.training.tokens} tokens of a "
+            f"run ({limit}); train on fewer tokens, or allow more epochs"
+        )
+
+
+def _list_mixtures(course: Course) -> list[dict[str, Any]]:
+    """The mixtures of a list; else one of those within the bounds, or none where the mixture is not searched."""
+    axis, middle = course.axes.get("mixture"), [0.5] * (len(course.domains) - 1)
+    if isinstance(axis, Choice):
+        return [{"mixture": value} for value in axis.values]
+    return [{"mixture": axis.place(middle, course.domains)} if isinstance(axis, Simplex) else {}]
+
+
+def _choose_first(course: Course) -> dict[str, Any]:
+    """The first value of every list."""
+    return {key: axis.values[0] for key, axis in course.axes.items() if isinstance(axis, Choice)}
+
+
 def _horizon_problems(course: Course) -> Iterator[str]:
     rules, training = course.rules, course.training
-    root = {key: axis.values[0] for key, axis in course.axes.items() if isinstance(axis, Choice)}
-    if obstacle := find_obstacle(course.make_spec(_stand_in(course.study) | root, 0, 1), course.study, course.corpus):
-        yield f"search.population.scale: the run at {course.scale.name!r} would be of no use: {obstacle}"
-    mixture = course.axes.get("mixture")
-    for problem in mixture.find_problems(course.domains) if isinstance(mixture, Simplex) else ():
-        yield f"search.space.mixture: {problem}"
+    wrong = list(_mixture_problems(course))
+    yield from wrong
+    for place, mixture in enumerate([] if wrong else _list_mixtures(course)):
+        spec = course.make_spec({**_stand_in(course.study), **_choose_first(course), **mixture}, place, 1)
+        if obstacle := find_obstacle(spec, course.study, course.corpus):
+            yield f"search.population.scale: the run at {course.scale.name!r} would be of no use: {obstacle}"
+            break
     if rules.ready_tokens < training.batch_tokens:
         yield (
             f"search.population.ready_tokens: {rules.ready_tokens} is less than a batch of {training.batch_tokens} "

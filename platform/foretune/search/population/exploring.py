@@ -15,7 +15,7 @@ import numpy as np
 
 from foretune.search.mixing.simplex import ShareRegion, build_region
 from foretune.sections import PopulationSection
-from foretune.space import Choice, LinearRange, LogRange, Simplex
+from foretune.space import Choice, Dimension, LinearRange, LogRange, Simplex
 
 Axis = Choice | LogRange | LinearRange | Simplex
 Axes = Mapping[str, Axis]
@@ -28,6 +28,11 @@ is multiplied (assumption: 1.2 times .95 is no decay)."""
 def draw_settings(axes: Axes, domains: Sequence[str], rng: np.random.Generator) -> dict[str, Any]:
     """A point of the space, drawn evenly along its axes; `domains` are those of a mixture."""
     return {key: _draw_value(axes[key], domains, rng) for key in sorted(axes)}
+
+
+def find_bounded(space: Mapping[str, Dimension]) -> dict[str, LogRange | LinearRange]:
+    """The dimensions that are numbers between bounds, in the order of their keys."""
+    return {key: axis for key, axis in sorted(space.items()) if isinstance(axis, LogRange | LinearRange)}
 
 
 def explore_settings(

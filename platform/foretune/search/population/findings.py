@@ -5,23 +5,30 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from foretune.deriving import CorpusFacts
 from foretune.quantities import format_count
 from foretune.records import Decision, Result
 from foretune.search.interface import Findings, score
-from foretune.search.population.lineage import Stretch, find_latest, find_winner, read_stretches, trace_lineage
-from foretune.search.population.replaying import Schedule, ask_replays, find_replays, make_schedule, read_schedule
-from foretune.study import Study
+from foretune.search.population.lineage import (
+    Stretch,
+    find_latest,
+    find_winner,
+    make_schedule,
+    read_stretches,
+    trace_lineage,
+)
+from foretune.search.replaying.findings import REPLAYS, describe_replays, tabulate_replays
+from foretune.search.replaying.schedule import Schedule
 
 CURVE_POINTS = 24
 """Most points of a stretch's curve that a figure gets."""
 
-REPLAYS = "schedule trained from scratch"
-"""Title of the table of replays."""
+UNTRIED = (
+    "It was picked as the best of the members' single losses, so it is flattered by their noise; [search.replay] "
+    "trains its schedule from scratch with other seeds."
+)
+"""What is said of a winner whose schedule was not trained from scratch."""
 
 Results = Mapping[str, Result]
 Row = dict[str, Any]
@@ -40,11 +47,11 @@ def describe_population(
     best = winner or min(living, key=lambda item: (-item.generation, scores[item.run_id]))
     lineage = trace_lineage(best, stretches)
     schedule = make_schedule(study, best, stretches, scores[best.run_id])
-    replays = _tabulate_replays(decisions, results, objective)
+    replays = tabulate_replays(decisions, results, objective)
     sentences = [
         _describe_loss(stretches, scores),
         _describe_best(lineage, schedule, is_winner=winner is not None),
-        _describe_replays(replays) if winner else "",
+        (describe_replays(replays) or UNTRIED) if winner else "",
         _describe_ends(stretches, scores),
     ]
     return Findings(
@@ -61,22 +68,6 @@ def describe_population(
             "lineage": _list_drawn(stretches, lineage, results, scores),
         },
     )
-
-
-def add_replays(findings: Findings | None, study: Study, corpus: CorpusFacts, results: Results) -> Findings | None:
-    """The findings with the runs of `[search.replay] file` beside what the schedule came to where it was found."""
-    specs, _ = ask_replays(study, corpus)
-    if not specs or study.search.replay is None:
-        return findings
-    schedule, objective = read_schedule(Path(study.search.replay.file)), study.search.objective
-    rows = [_row_of_replay(item.scale, item.seed, item.run_id, results, objective) for item in specs]
-    if not any(row["score"] for row in rows):
-        return findings
-    sentence = f"The schedule of study {schedule.study!r}: {schedule.score:.4f} nats per token where it was found. "
-    sentence += _describe_replays(rows)
-    if findings is None:
-        return Findings(sentence, tables={REPLAYS: rows}, data={"schedule": schedule.model_dump(mode="json")})
-    return replace(findings, sentence=f"{findings.sentence} {sentence}", tables={**findings.tables, REPLAYS: rows})
 
 
 def _describe_loss(stretches: Sequence[Stretch], scores: Mapping[str, float]) -> str:
@@ -98,24 +89,6 @@ def _describe_best(lineage: Sequence[Stretch], schedule: Schedule, *, is_winner:
     return (
         f"Member {best.member} {so_far}: {schedule.score:.4f} nats per token after {format_count(best.stop_tokens)} "
         f"tokens, {came}changed its settings {how_often}."
-    )
-
-
-def _describe_replays(replays: Sequence[Row]) -> str:
-    """What the winner's schedule gave from scratch, rung by rung; a warning where it was not tried."""
-    parts = []
-    for scale in dict.fromkeys(row["scale"] for row in replays):
-        scores = [row["score"] for row in replays if row["scale"] == scale and row["score"] is not None]
-        lost = sum(row["scale"] == scale and row["status"] == "lost" for row in replays)
-        spread = f" +- {statistics.stdev(scores):.4f} (standard deviation)" if len(scores) > 1 else ""
-        tail = f", {lost} lost" if lost else ""
-        if scores:
-            parts.append(f"{statistics.fmean(scores):.4f}{spread} at {scale} over {len(scores)} seeds{tail}")
-    if parts:
-        return f"Its schedule trained from scratch: {'; '.join(parts)}."
-    return (
-        "It was picked as the best of the members' single losses, so it is flattered by their noise; [search.replay] "
-        "trains its schedule from scratch with other seeds."
     )
 
 
@@ -144,26 +117,6 @@ def _tabulate_generations(stretches: Sequence[Stretch], scores: Mapping[str, flo
             }
         )
     return rows
-
-
-def _tabulate_replays(decisions: Sequence[Decision], results: Results, objective: Mapping[str, float]) -> list[Row]:
-    return [
-        _row_of_replay(item.details["scale"], item.details["seed"], item.run_id, results, objective)
-        for item in find_replays(decisions)
-    ]
-
-
-def _row_of_replay(scale: str, seed: int, run_id: str, results: Results, objective: Mapping[str, float]) -> Row:
-    result = results.get(run_id)
-    value = score(result, objective) if result else math.inf
-    is_known = math.isfinite(value)
-    return {
-        "scale": scale,
-        "seed": seed,
-        "run_id": run_id,
-        "status": "ended" if is_known else "lost" if result else "to do",
-        "score": value if is_known else None,
-    }
 
 
 def _row_of(stretch: Stretch, scores: Mapping[str, float]) -> Row:

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import Field
 
-from foretune.records import CHANGEABLE, Decision, Frozen, Phase, Result
+from foretune.records import Decision, Frozen, Phase, Result
 from foretune.search.interface import score
+from foretune.search.replaying.schedule import Schedule, SchedulePhase
 
 KINDS = ("start", "continue", "exploit")
 """Decisions by which a member trains: begin, go on from its own state, or from that of a donor."""
@@ -63,11 +64,12 @@ class Stretch(Frozen):
 
 def read_stretches(decisions: Iterable[Decision]) -> list[Stretch]:
     """The stretches that were decided on, in order."""
-    return [
-        Stretch(**item.details, kind=item.kind, run_id=item.run_id, parent_run_id=item.parent_run_id)
-        for item in decisions
-        if item.kind in KINDS
-    ]
+    return [read_stretch(item) for item in decisions if item.kind in KINDS]
+
+
+def read_stretch(item: Decision) -> Stretch:
+    """The stretch that a decision was."""
+    return Stretch(**item.details, kind=item.kind, run_id=item.run_id, parent_run_id=item.parent_run_id)
 
 
 def trace_lineage(stretch: Stretch, stretches: Sequence[Stretch]) -> list[Stretch]:
@@ -96,14 +98,16 @@ def find_winner(
     return min(ended, key=lambda item: item[:2])[2] if ended else None
 
 
-def make_phase(start_step: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> Phase:
-    """The phase that turns the settings before into those after."""
-    changed = {key: value for key, value in after.items() if value != before[key]}
-    return Phase(
-        start_step=start_step,
-        settings={key: changed[key] for key in CHANGEABLE if key in changed},
-        mixture=changed.get("mixture", {}),
-    )
+def make_schedule(study: str, last: Stretch, stretches: Sequence[Stretch], score: float) -> Schedule:
+    """The schedule of a run of a population, read along its lineage."""
+    phases: list[SchedulePhase] = []
+    for stretch in trace_lineage(last, stretches):
+        settings = dict(stretch.settings)
+        mixture = settings.pop("mixture", {})
+        if not phases or phases[-1].point != stretch.settings:
+            share = stretch.start_tokens / stretch.horizon_tokens
+            phases.append(SchedulePhase(start_share=share, settings=settings, mixture=mixture))
+    return Schedule(study=study, run_id=last.run_id, tokens=last.horizon_tokens, score=score, phases=tuple(phases))
 
 
 def merge_phases(phases: Iterable[Phase]) -> dict[str, Any]:

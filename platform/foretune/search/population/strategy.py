@@ -7,28 +7,29 @@ in the ledger whole, and one that was killed goes on from its last decision.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from foretune.deriving import CorpusFacts
-from foretune.errors import InputError
-from foretune.planning import find_obstacle
 from foretune.records import Phase, Result, RunSpec
 from foretune.search.interface import Asked, Findings, History, Strategy, make_rng, number_decisions, score
+from foretune.search.population.bandit import read_bandit
 from foretune.search.population.course import Course, find_course_problems, plot_course
 from foretune.search.population.exploiting import Standing, choose_donor
 from foretune.search.population.exploring import draw_settings, explore_settings
 from foretune.search.population.findings import describe_population
-from foretune.search.population.lineage import Stretch, find_latest, make_phase, read_stretches
-from foretune.search.population.replaying import (
+from foretune.search.population.lineage import KINDS, Stretch, find_latest, find_winner, make_schedule, read_stretch
+from foretune.search.replaying.replays import (
     decide_replays,
+    expect_replays,
     find_replay_problems,
-    list_replay_scales,
+    find_useless_replays,
     list_replays,
-    make_schedule,
-    replay_schedule,
+    replays_itself,
 )
+from foretune.search.replaying.schedule import Schedule, make_phase
 from foretune.study import Study
 
 TRIES = 20
@@ -43,21 +44,22 @@ class Population(Strategy):
     def find_problems(self, study: Study, corpus: CorpusFacts) -> list[str]:
         """What speaks against the population, or against training its winner's schedule again."""
         problems = [*find_course_problems(study, corpus), *find_replay_problems(study)]
-        return problems or list(_find_useless_replays(plot_course(study, corpus)))
+        return problems or list(find_useless_replays(study, corpus, _stand_in(plot_course(study, corpus))))
 
     def ask(self, study: Study, corpus: CorpusFacts, history: History) -> Asked:
         """Every stretch that was decided on by now, and the decisions that the results allow."""
-        course, decisions = plot_course(study, corpus), history.decisions
-        stretches = read_stretches(decisions)
+        course = history.keep("course", partial(plot_course, study, corpus))
+        decisions, stretches = history.decisions, _read_stretches(history)
         while new := _decide(course, stretches, history.results):
             decisions = number_decisions(decisions, [stretch.decide() for stretch in new])
             stretches += new
-        decisions = number_decisions(decisions, decide_replays(study, corpus, decisions, history.results))
+        schedule = _find_schedule(study, stretches, history.results)
+        decisions = number_decisions(decisions, decide_replays(study, corpus, decisions, schedule))
         return Asked(
-            specs=(*_list_specs(course, stretches, history.results), *list_replays(study, corpus, decisions)),
+            specs=(*_list_specs(course, history.extend(decisions)), *list_replays(study, corpus, decisions)),
             decisions=decisions,
             retained=_find_retained(stretches, history.results),
-            finished=_is_finished(stretches, history.results, replays=_replays_itself(study)),
+            finished=_is_finished(stretches, history.results, replays=replays_itself(study)),
         )
 
     def expect(self, study: Study, corpus: CorpusFacts) -> list[RunSpec]:
@@ -71,34 +73,25 @@ class Population(Strategy):
                 course.make_spec(root.root, root.seed, generation, (), parent)
                 for root, parent in zip(roots, parents, strict=True)
             ]
-        return [*specs, *_expect_replays(course, roots[0])]
+        return [*specs, *expect_replays(study, corpus, _stand_in(course))]
 
     def conclude(self, study: Study, corpus: CorpusFacts, history: History) -> Findings | None:
         """The best member, how it came to be, and what its schedule gives from scratch."""
         return describe_population(study.study.name, history.decisions, history.results, study.search.objective)
 
 
-def _replays_itself(study: Study) -> bool:
-    """Whether the winner's schedule is to be trained from scratch."""
-    return study.search.replay is not None and not study.search.replay.file
+def _find_schedule(study: Study, stretches: Sequence[Stretch], results: Results) -> Schedule | None:
+    """The schedule of the best member, once all have ended."""
+    winner = find_winner(stretches, results, study.search.objective)
+    if winner is None:
+        return None
+    return make_schedule(study.study.name, winner, stretches, score(results[winner.run_id], study.search.objective))
 
 
-def _expect_replays(course: Course, root: Stretch) -> list[RunSpec]:
-    replay = course.study.search.replay
-    if replay is None or replay.file:
-        return []
-    schedule = make_schedule(course.study.study.name, root, [root], 0.0)
-    return [
-        replay_schedule(course.study, course.study.scale_named(name), schedule, seed, course.corpus)
-        for name in list_replay_scales(course.study)
-        for seed in replay.seeds
-    ]
-
-
-def _find_useless_replays(course: Course) -> Iterator[str]:
-    for spec in {spec.scale: spec for spec in _expect_replays(course, _start(course, 0))}.values():
-        if obstacle := find_obstacle(spec, course.study, course.corpus):
-            yield f"search.replay.scales: the run at {spec.scale!r} would be of no use: {obstacle}"
+def _stand_in(course: Course) -> Schedule:
+    """A schedule that costs what the winner's will: the settings that the first member begins with."""
+    root = _start(course, 0)
+    return make_schedule(course.study.study.name, root, [root], 0.0)
 
 
 def _decide(course: Course, stretches: Sequence[Stretch], results: Results) -> list[Stretch]:
@@ -146,7 +139,7 @@ def _go_on(course: Course, own: Stretch, stretches: Sequence[Stretch], results: 
     if chosen.is_lost:
         return []
     donor = peers[chosen.member]
-    phases = donor.phases if donor is own else (*donor.phases, *_explore(course, donor, stretches, rng))
+    phases = donor.phases if donor is own else (*donor.phases, *_explore(course, donor, stretches, results, rng))
     generation = own.generation + 1
     next_stretch = Stretch(
         member=own.member,
@@ -166,12 +159,16 @@ def _go_on(course: Course, own: Stretch, stretches: Sequence[Stretch], results: 
 
 
 def _explore(
-    course: Course, donor: Stretch, stretches: Sequence[Stretch], rng: np.random.Generator
+    course: Course, donor: Stretch, stretches: Sequence[Stretch], results: Results, rng: np.random.Generator
 ) -> tuple[Phase, ...]:
     """The change of settings of a copy, unlike those of all others that go on from the same state."""
+    bandit = None
+    if course.rules.explore == "bandit":
+        bandit = read_bandit(course.axes, stretches, results, course.study.search.objective, donor.generation + 1)
     taken = [donor.settings, *(item.settings for item in stretches if item.parent_run_id == donor.run_id)]
     for _ in range(TRIES):
         settings = explore_settings(donor.settings, course.axes, course.domains, course.rules, rng)
+        settings |= bandit.propose(donor.settings, rng) if bandit else {}
         if settings not in taken:
             return (make_phase(course.step_after(donor.generation), donor.settings, settings),)
     return ()
@@ -187,19 +184,20 @@ def _make_spec(course: Course, stretch: Stretch) -> RunSpec:
     return course.make_spec(stretch.root, stretch.seed, stretch.generation, stretch.phases, stretch.parent_run_id)
 
 
-def _list_specs(course: Course, stretches: Sequence[Stretch], results: Results) -> list[RunSpec]:
+def _read_stretches(history: History) -> list[Stretch]:
+    """The stretches that were decided on, in order."""
+    decisions = (item for item in history.decisions if item.kind in KINDS)
+    return [history.keep(("stretch", item.number), partial(read_stretch, item)) for item in decisions]
+
+
+def _list_specs(course: Course, history: History) -> list[RunSpec]:
     """The runs of all stretches but those that failed and were gone past."""
+    decisions, stretches = (item for item in history.decisions if item.kind in KINDS), _read_stretches(history)
     latest = {(item.member, item.generation) for item in find_latest(stretches)}
     specs = []
-    for stretch in stretches:
-        if (stretch.member, stretch.generation) in latest or stretch.run_id in results:
-            spec = _make_spec(course, stretch)
-            if spec.run_id != stretch.run_id:
-                raise InputError(
-                    f"study {course.study.study.name!r}: its ledger has run {stretch.run_id} for member "
-                    f"{stretch.member} in generation {stretch.generation}, and the study now means {spec.run_id}: it "
-                    "has changed; give it another name to train another population"
-                )
+    for item, stretch in zip(decisions, stretches, strict=True):
+        spec = history.remake(item, partial(_make_spec, course, stretch))
+        if (stretch.member, stretch.generation) in latest or stretch.run_id in history.results:
             specs.append(spec)
     return specs
 

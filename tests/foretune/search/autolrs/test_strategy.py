@@ -16,6 +16,7 @@ from foretune.records import Result, RunOutcome, RunSpec, RunStatus, record_outc
 from foretune.search.autolrs.stages import plan_stages
 from foretune.search.autolrs.strategy import AutoLRS
 from foretune.search.interface import Asked, History
+from foretune.search.replaying.schedule import Schedule
 from foretune.sections.autolrs import AutoLRSSection
 from foretune.study import Study, read_study
 from foretune_factories import make_spec
@@ -237,6 +238,52 @@ def test_trials_are_spread_over_the_range_unless_little_exploration_gathers_them
     spread, distance = try_first_stage(1000.0)
     assert spread > 0.8 * np.log(0.45 / 0.003) / np.sqrt(12)
     assert try_first_stage(0.5)[1] < 0.5 * distance
+
+
+@cache
+def drive_replayed() -> tuple[Asked, History]:
+    return drive(make_study(search={"strategy": "autolrs", **SEARCH, "replay": {"seeds": [0, 1]}}))
+
+
+def test_the_schedule_found_gives_its_loss_again_when_it_is_trained_from_scratch() -> None:
+    """The expected loss of the quadratic knows no seed, and the replay with the run's own seed is that run."""
+    asked, history = drive_replayed()
+    findings = AutoLRS().conclude(make_study(), CORPUS, History(history.results, asked.decisions))
+    assert findings is not None
+    own, other = findings.tables["schedule trained from scratch"]
+    schedule = Schedule.model_validate(findings.data["schedule"])
+    (whole,) = findings.data["schedules"]
+    assert own["run_id"] == schedule.run_id != other["run_id"]
+    assert [own["score"], other["score"]] == [whole["loss"]] * 2 == [schedule.score] * 2
+    assert f"{schedule.score:.4f} +- 0.0000 (standard deviation) at small over 2 seeds" in findings.sentence
+    assert [phase.settings["peak_lr"] for phase in schedule.phases] == [row["peak_lr"] for row in whole["rates"]]
+    assert schedule.phases[1].start_share == 20 / STEPS
+
+
+def test_a_killed_search_replays_what_one_that_was_not_does() -> None:
+    asked, history = drive_replayed()
+    study = make_study(search={"strategy": "autolrs", **SEARCH, "replay": {"seeds": [0, 1]}})
+    without = {key: result for key, result in history.results.items() if key != asked.specs[-1].run_id}
+    again, _ = drive(study, history=History(without, asked.decisions))
+    assert again.decisions == asked.decisions
+    before = AutoLRS().ask(study, CORPUS, History({}, asked.decisions))
+    assert [spec.run_id for spec in before.specs] == [spec.run_id for spec in again.specs]
+
+
+def test_what_is_left_of_several_models_holds_nothing_that_is_asked_for() -> None:
+    study = make_study(search={"strategy": "autolrs", **SEARCH, "space": {**SEARCH["space"], "seed": [0, 1, 2]}})
+    expected = AutoLRS().expect(study, CORPUS)
+    for stop_after in (0, 3, 20):
+        asked, _ = drive(study, stop_after=stop_after)
+        rest = AutoLRS().expect_rest(study, CORPUS, asked, expected)
+        ids = [spec.run_id for spec in (*asked.specs, *rest)]
+        assert len(ids) == len(set(ids)) == len(expected)
+
+
+def test_replays_are_reckoned_with() -> None:
+    asked, _ = drive_replayed()
+    study = make_study(search={"strategy": "autolrs", **SEARCH, "replay": {"seeds": [0, 1]}})
+    assert sum(spec.own_flops for spec in AutoLRS().expect(study, CORPUS)) == sum(s.own_flops for s in asked.specs)
 
 
 def test_stages_double_and_end_with_the_run() -> None:

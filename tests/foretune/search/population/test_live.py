@@ -13,8 +13,8 @@ from foretune.ledger import Ledger, open_ledger
 from foretune.records import Result, RunSpec
 from foretune.resolution import resolve_corpus
 from foretune.runners import make_runner
-from foretune.search.population.lineage import Stretch, find_winner, read_stretches
-from foretune.search.population.replaying import make_schedule, replay_schedule
+from foretune.search.population.lineage import Stretch, find_winner, make_schedule, read_stretches
+from foretune.search.replaying.schedule import replay_schedule
 from foretune.study import Study, read_study
 from foretune.training.schedules import schedule_lr
 

@@ -59,13 +59,17 @@ def train(spec: RunSpec) -> RunOutcome:
 
 
 def drive(
-    study: Study, how: Callable[[RunSpec], RunOutcome] = train, *, turn: Callable[[int], int] = lambda count: 0
+    study: Study,
+    how: Callable[[RunSpec], RunOutcome] = train,
+    *,
+    turn: Callable[[int], int] = lambda count: 0,
+    corpus: CorpusFacts = CORPUS,
 ) -> tuple[Asked, History]:
     """Ask and train run by run until nothing is missing; of those missing the one at `turn(how many have ended)`."""
     results: dict[str, Result] = {}
     decisions: tuple[Decision, ...] = ()
     while True:
-        asked = PBT.ask(study, CORPUS, History(dict(results), decisions))
+        asked = PBT.ask(study, corpus, History(dict(results), decisions))
         decisions = asked.decisions
         missing = [spec for spec in asked.specs if spec.run_id not in results]
         if not missing:
@@ -277,6 +281,30 @@ def test_mixtures_change_along_a_run() -> None:
     assert abs(findings.settings["mixture"]["docs"] - 0.3) < 0.1
 
 
+def test_no_lineage_of_mixtures_goes_too_often_through_a_scarce_domain() -> None:
+    """Of 102,400 tokens the best share of docs would be 81,920: more than four times the 15,000 that there are."""
+    scarce = CorpusFacts("digest", 257, CORPUS.mixture, {"code": 10_000_000, "docs": 15_000})
+    study = make_study(
+        {"space": {"mixture": {"minimum": {"docs": 0.1}}}, "objective": {"docs": 1.0}},
+        training={"batch_tokens": 1024, "peak_lr": 0.01},
+    )
+
+    def judge(spec: RunSpec) -> RunOutcome:
+        share = spec.mixture_at(spec.last_step - 1)["docs"]
+        return train(spec).model_copy(update={"loss_by_domain": {"code": 0.0, "docs": 3 + (share - 0.8) ** 2}})
+
+    assert PBT.find_problems(study, scarce) == []
+    asked, _ = drive(study, judge, corpus=scarce)
+    whole = [spec for spec in asked.specs if not spec.is_partial]
+    starts = [[0, *(phase.start_step for phase in spec.phases if phase.mixture), spec.last_step] for spec in whole]
+    seen = [
+        sum((end - begin) * 1024 * spec.mixture_at(begin)["docs"] for begin, end in itertools.pairwise(steps))
+        for spec, steps in zip(whole, starts, strict=True)
+    ]
+    assert max(seen) <= 4 * 15_000
+    assert max(seen) > 0.8 * 4 * 15_000, "and it goes to the limit"
+
+
 class Watcher(ProgressBar):
     """Pulls the plug after so many runs."""
 
@@ -343,6 +371,10 @@ def test_every_generation_trains(ready_tokens: int) -> None:
 FIXED = {"training": {"batch_tokens": 1024, "peak_lr": 0.01}}
 SMALL = {"name": "w32", "width": 32, "tokens": 102_400}
 VAST = {"name": "vast", "width": 32, "tokens": 102_400_000}
+WIDE = {"name": "wide", "width": 32, "tokens": 51_200_000}
+MIXED: dict[str, Any] = {"objective": {"code": 1}, **with_population(ready_tokens=20_480_000)}
+LISTED = [{"code": 0.5, "docs": 0.5}, {"code": 0.1, "docs": 0.9}]
+VAST_ONLY = {**FIXED, "scales": [{**VAST, "tokens": 4_096_000_000}]}
 
 
 @pytest.mark.parametrize(
@@ -357,6 +389,13 @@ VAST = {"name": "vast", "width": 32, "tokens": 102_400_000}
         ({"space": {"peak_lr": [0.01]}}, {}, "every dimension has one value"),
         ({"space": {"peak_lr": [0.1, 0.2], "weight_decay": [1, 5]}}, {}, "keep weight_decay below 5"),
         ({"space": {"mixture": {"points": 4}}}, FIXED, "search.objective: needed"),
+        ({**MIXED, "space": {"mixture": {"minimum": {"docs": 0.1}}}}, VAST_ONLY, "minimum.docs: a run of 4096000000"),
+        ({**MIXED, "space": {"mixture": {}}}, VAST_ONLY, "all domains together fill 0.0195 of the 4096000000 tokens"),
+        (
+            {**MIXED, "space": {"mixture": LISTED}},
+            {**FIXED, "scales": [WIDE]},
+            "epochs of the 10M tokens of domain docs",
+        ),
         ({"objective": {"code": 1}, **with_population(exploit="ttest")}, {}, "'ttest' goes by the losses along a run"),
         ({}, {"training": {"batch_tokens": 1024, "final_lr": 1e-5}}, "training.final_lr: is turned into"),
         ({}, {"verification": {"scale": "w64"}}, "verification: a population gives no law"),

@@ -1,4 +1,4 @@
-"""Schedules read off a population, written, read back, and trained from scratch at any rung."""
+"""Schedules that a search found, written, read back, and trained from scratch at any rung."""
 
 from __future__ import annotations
 
@@ -18,17 +18,10 @@ from foretune.records import Phase, RunSpec
 from foretune.resolution import resolve_corpus
 from foretune.runners import make_runner
 from foretune.search import ask_search
-from foretune.search.population.lineage import Stretch
-from foretune.search.population.replaying import (
-    REPLAY,
-    Schedule,
-    SchedulePhase,
-    find_replays,
-    list_replays,
-    make_schedule,
-    read_schedule,
-    write_schedule,
-)
+from foretune.search.population.lineage import Stretch, make_schedule
+from foretune.search.replaying.files import read_schedule, write_schedule
+from foretune.search.replaying.replays import REPLAY, find_replays, list_replays
+from foretune.search.replaying.schedule import Schedule, SchedulePhase
 from foretune.searching import Searching
 from foretune.study import Study, read_study
 
@@ -157,7 +150,7 @@ def test_a_domain_that_the_corpus_lacks_is_refused(tmp_path: Path) -> None:
 def test_what_cannot_be_replayed_is_refused(path: Path) -> None:
     with pytest.raises(InputError, match="no such scale 'w99'; scales: w32, w64"):
         ask(from_file(path, scales=["w99"]))
-    with pytest.raises(InputError, match=r"search.replay.file: needed where the study trains no population"):
+    with pytest.raises(InputError, match=r"search.replay.file: needed where the study finds no schedule itself"):
         ask(make_study({"strategy": "grid", "space": {"peak_lr": [0.01]}, "replay": {"seeds": [0]}}))
     with pytest.raises(InputError, match="no such scale 'w99'"):
         ask(make_study(POPULATION | {"replay": {"scales": ["w99"], "seeds": [0]}}))
@@ -238,6 +231,44 @@ def test_the_verb_writes_the_schedule_and_draws_the_lineage(tmp_path: Path, caps
     assert Schedule.model_validate(data["schedule"]) == schedule
     (spec,) = ask(from_file(tmp_path / "winner.toml", seeds=[_seed_of(data, schedule)]))
     assert spec.run_id == schedule.run_id, "the same run, read from a file"
+
+
+def test_the_verb_writes_what_autolrs_found_for_a_replay_at_another_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constant = {"batch_tokens": 1024, "schedule": "constant", "peak_lr": 0.01, "warmup": 0.1}
+    search = {"strategy": "autolrs", "space": POPULATION["space"], "autolrs": {"first_stage": 0.4, "candidates": 3}}
+    sizes = [{"name": "w32", "width": 32, "tokens": 409_600}, {"name": "w64", "width": 64, "tokens": 1_228_800}]
+    raw = make_study(search).snapshot() | {"training": constant, "scales": sizes[:1]}
+    found = read_study(raw)
+    execute(found, tmp_path / "ledger.db")
+    common = ["lineage", "replayed", "--ledger", str(tmp_path / "ledger.db"), "--results", str(tmp_path / "results")]
+    assert main([*common, "--to", str(tmp_path / "rates.toml")]) == 0
+    shown = capsys.readouterr().out
+    assert "Schedules found" in shown
+    assert (tmp_path / "results/replayed/lineage.png").stat().st_size > 10_000
+    schedule = read_schedule(tmp_path / "rates.toml")
+    replay = {"file": str(tmp_path / "rates.toml"), "scales": ["w32", "w64"], "seeds": [5]}
+    points = {"strategy": "points", "space": {"peak_lr": [0.01]}, "replay": replay}
+    small, large = ask(read_study(raw | {"scales": sizes, "search": points}))
+    with open_ledger(tmp_path / "ledger.db") as ledger:
+        (row,) = ledger.runs("replayed").query(f"run_id == '{schedule.run_id}'").to_dict("records")
+    assert (row["steps"], row["peak_lr"]) == (400, small.training_at(399).peak_lr)
+    assert [phase.start_share * 400 for phase in schedule.phases[1:]] == [phase.start_step for phase in small.phases]
+    assert [phase.start_step for phase in large.phases] == [3 * phase.start_step for phase in small.phases]
+    assert [phase.settings for phase in large.phases] == [phase.settings for phase in small.phases]
+    assert main([*common, "--format", "csv"]) == 0
+    assert capsys.readouterr().out.startswith("scale,seed,stage,")
+
+
+def test_the_verb_says_where_autolrs_has_found_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = make_study(POPULATION).snapshot()
+    with open_ledger(tmp_path / "ledger.db", create=True) as ledger:
+        search = {"strategy": "autolrs", "space": POPULATION["space"]}
+        study = read_study(raw | {"search": search, "training": {"batch_tokens": 1024, "schedule": "constant"}})
+        ledger.save_study("replayed", study.snapshot())
+    assert main(["lineage", "replayed", "--ledger", str(tmp_path / "ledger.db")]) == 2
+    assert "nothing of a model of autolrs has ended" in capsys.readouterr().err
 
 
 def _seed_of(data: dict[str, Any], schedule: Schedule) -> int:
