@@ -97,7 +97,7 @@ class Advice(Frozen):
     gain_sd: float
     """Standard deviation of the gain."""
     probability: float
-    """That this one is better than the natural one, were the noise known exactly."""
+    """That this one is better than the natural one, by the posterior."""
     message: str
     """What to know before it is used."""
     best: dict[str, float]

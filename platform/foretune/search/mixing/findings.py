@@ -86,9 +86,9 @@ def _describe(course: Course, advice: Advice, noise: Noise | None) -> str:
 def estimate_certainty(advice: Advice, noise: Noise | None) -> float | None:
     """Probability that the recommended mixture is better, as far as replicates tell the noise; None for too few.
 
-    The posterior takes the noise of its fit for known. Here the gain has Student's t with the degrees of freedom of the
-    replicates, and its standard deviation grows where they scatter more than the fit has it (an assumption that errs
-    towards doubt: not all of it is noise).
+    The posterior weighs noise and bends of the loss by the runs alone. Here the gain has Student's t with the degrees
+    of freedom of the replicates, and its standard deviation grows where they scatter more than the fit has it (an
+    assumption that errs towards doubt: not all of it is noise).
     """
     from scipy.stats import t as student  # half a second, which only a search with replicates waits for
 

@@ -30,17 +30,23 @@ from foretune.search.mixing.covariances import (
 from foretune.search.mixing.linear_law import LinearLaw, fit_law, measure_offsets, settle_law
 from foretune.search.mixing.problem import IntArray, MixingProblem, Observed
 from foretune.search.mixing.simplex import FloatArray
-from scalelaws.mixtures.process import LENGTH, LENGTH_SD
+from scalelaws.mixtures.process import LENGTH_SD
 
 BENT, NOISE = 0.5, 0.01
 """Expected shares of `bent` and of the noise in the variance of ln loss (an assumption; see SCALE_SD)."""
-LINEAR = 1.0
-"""Expected `linear`: the law's own prior."""
+LINEAR = 0.1
+"""Expected `linear`. Means of losses over domains bend where the law is straight, so that its own prior is worth less
+here: with 1 and a factor of 7 the regret of what was recommended and the interval scores of differences and of shares
+were worse (measured on `benchmarks/mixture_coverage`)."""
+LENGTH = 1.0
+"""Prior of each length in z: half of that for one loss of hundreds of runs (`scalelaws.mixtures.process`), where the
+data say it. From few runs 2 is too sure of what lies between them: interval scores of differences were 1.6 for 2 and
+1.2 for 1, in spreads of the loss (measured on `benchmarks/mixture_coverage`)."""
 DRIFT = 0.02
 """Expected `drift` (an assumption; losses of RegMix's mixtures at 1M and 60M parameters correlate by .994)."""
-SCALE_SD = (2.0, 3.0, 1.0, 2.0)
-"""Priors of the logarithms of `bent`, `noise`, `linear` and `drift`: mostly within a factor of 50, 400, 7 and 50 (an
-assumption)."""
+SCALE_SD = (2.0, 3.0, 2.0, 2.0)
+"""Priors of the logarithms of `bent`, `noise`, `linear` and `drift`: mostly within a factor of 50, 400, 50 and 50 (an
+assumption). The runs thus weigh a law of mixtures against a constant mean, which `linear` = 0 is."""
 KNOWN_SD = 0.05
 """Prior of ln noise^2 where the noise was measured over seeds."""
 FEWEST_RUNS = 3
@@ -66,6 +72,11 @@ class MixtureSurface:
     weights: FloatArray
     """(n,) of the posterior mean."""
 
+    def expect(self, shares: FloatArray, level: IntArray) -> FloatArray:
+        """Mean (m,) of ln loss."""
+        prior, points = self._describe(shares, level)
+        return np.asarray(prior + self.weights @ self.scales.covary(self.runs, points))
+
     def predict(self, shares: FloatArray, level: IntArray) -> tuple[FloatArray, FloatArray]:
         """Mean and standard deviation (m,) of ln loss, without the noise of a run."""
         prior, points = self._describe(shares, level)
@@ -87,8 +98,38 @@ class MixtureSurface:
         return self.offsets[level] + prior, Points(warp_shares(shares), slopes, level, self.distances[level])
 
 
+@dataclass(frozen=True, eq=False)
+class PosedSearch:
+    """The runs as the process reads them, with its most probable hyperparameters."""
+
+    law: LinearLaw
+    offsets: FloatArray
+    """(L,)."""
+    distances: FloatArray
+    """(L,)."""
+    evidence: Evidence
+    logs: FloatArray
+    """(d + 4,) most probable logarithms of the scales."""
+
+    def condition(self, logs: FloatArray) -> MixtureSurface:
+        """The process at some hyperparameters."""
+        evidence = self.evidence
+        return condition_surface(
+            self.law, Scales.unpack(logs), evidence.points, self.distances, self.offsets, evidence.u
+        )
+
+
 def fit_surface(problem: MixingProblem, observed: Observed) -> MixtureSurface:
-    """Fits the process to the runs that have ended; raises InputError where they are fewer than three.
+    """The process at its most probable hyperparameters; raises InputError where fewer than three runs have ended.
+
+    Fast, and good enough to find the next run by; what the runs leave open is in `beliefs`.
+    """
+    posed = pose_search(problem, observed)
+    return posed.condition(posed.evidence.widen(posed.logs))
+
+
+def pose_search(problem: MixingProblem, observed: Observed) -> PosedSearch:
+    """Finds the law and the hyperparameters from the runs that have ended; raises InputError for fewer than three.
 
     Hyperparameters are sought around the law's own fit, and again around the parameters that are most probable with
     them; a third time changes nothing that matters.
@@ -107,19 +148,18 @@ def fit_surface(problem: MixingProblem, observed: Observed) -> MixtureSurface:
     rest = factorise(scales.covary_beside_law(alone.points) + scales.noise * np.eye(len(y)))
     law = settle_law(law, shares, y - offsets[level], rest, scales.linear)
     offsets = measure_offsets(law, shares, level, y, levels)
-    task = _pose(problem, law, offsets, shares, level, y)
-    scales = Scales.unpack(task.widen(task.maximise()))
-    return condition_surface(law, scales, task.points, problem.distances, offsets, task.u)
+    evidence = _pose(problem, law, offsets, shares, level, y)
+    return PosedSearch(law, offsets, problem.distances, evidence, evidence.maximise())
 
 
 def _pose(
     problem: MixingProblem, law: LinearLaw, offsets: FloatArray, shares: FloatArray, level: IntArray, y: FloatArray
-) -> _Evidence:
+) -> Evidence:
     """The search for the hyperparameters of runs with ln loss y (n,)."""
     prior, slopes = law.expect(shares)
     points = Points(warp_shares(shares), slopes, level, problem.distances[level])
     noise_log = problem.noise_sd / float(np.exp(np.median(y[level == level.max()])))
-    return _Evidence(points, y - offsets[level] - prior, float((y - offsets[level]).var()), noise_log)
+    return Evidence(points, y - offsets[level] - prior, float((y - offsets[level]).var()), noise_log)
 
 
 def condition_surface(
@@ -131,7 +171,7 @@ def condition_surface(
     return MixtureSurface(law, scales, runs, distances, offsets, factor, weights)
 
 
-class _Evidence:
+class Evidence:
     """Minus the log marginal likelihood with priors, and its gradient, in the logarithms of the scales.
 
     Sources: Rasmussen and Williams 2006, equations 5.8 and 5.9.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from foretune.search.mixing.multifidelity import MixtureSurface
+from foretune.search.mixing.problem import IntArray
 from foretune.search.mixing.simplex import FloatArray, ShareRegion
 
 SAMPLES = 1024
@@ -23,6 +23,13 @@ TOLERANCE = 1e-7
 """A step that lowers ln loss by less ends the search: runs repeat to 1e-4 at best."""
 
 
+class Expectation(Protocol):
+    """What says which loss to expect."""
+
+    def expect(self, shares: FloatArray, level: IntArray) -> FloatArray:
+        """Mean (m,) of ln loss of mixtures (m, d) at fidelities (m,)."""
+
+
 def spread_mixtures(region: ShareRegion, count: int, rng: np.random.Generator) -> FloatArray:
     """Mixtures (count, d) all over the region: half of them uniform, half of few domains."""
     inner = region.sample(count // 2, rng)
@@ -36,7 +43,7 @@ def surround(region: ShareRegion, middle: FloatArray, count: int, rng: np.random
     return middle + steps * (spread_mixtures(region, count, rng)[rng.permutation(count)] - middle)
 
 
-def find_optimum(surface: MixtureSurface, region: ShareRegion, target: int, rng: np.random.Generator) -> FloatArray:
+def find_optimum(surface: Expectation, region: ShareRegion, target: int, rng: np.random.Generator) -> FloatArray:
     """The mixture (d,) of the lowest posterior mean at the target."""
     samples = spread_mixtures(region, SAMPLES, rng)
     means = _expect(surface, samples, target)
@@ -44,11 +51,11 @@ def find_optimum(surface: MixtureSurface, region: ShareRegion, target: int, rng:
     return ends[int(np.argmin(_expect(surface, np.array(ends), target)))]
 
 
-def _expect(surface: MixtureSurface, shares: FloatArray, target: int) -> FloatArray:
-    return surface.predict(shares, np.full(len(shares), target))[0]
+def _expect(surface: Expectation, shares: FloatArray, target: int) -> FloatArray:
+    return surface.expect(shares, np.full(len(shares), target))
 
 
-def _descend(surface: MixtureSurface, region: ShareRegion, target: int, start: FloatArray) -> FloatArray:
+def _descend(surface: Expectation, region: ShareRegion, target: int, start: FloatArray) -> FloatArray:
     """Sequential quadratic programming from a mixture (d,); the start itself where it finds nothing lower."""
     from scipy.optimize import minimize
 

@@ -5,6 +5,7 @@ Legend: n runs, m candidates, d domains
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -148,3 +149,6 @@ class Recommendation:
     """Scatter of a run around the posterior, as estimated or given, in the unit of the loss."""
     message: str
     """What to know before it is used: runs at the target, and how far from the mixtures tried it lies."""
+    regret_high: float = math.nan
+    """What another mixture may be better by, in the unit of the loss: 90 % quantile over draws of the posterior; NaN:
+    a regression does not tell."""

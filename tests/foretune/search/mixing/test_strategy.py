@@ -113,14 +113,18 @@ def played() -> Play:
 
 
 def test_the_planted_optimum_is_recommended(played: Play) -> None:
-    advice = read_advice(played.decisions)[-1]
-    excess = {name: expect_objective(s) / expect_objective(best_shares()) - 1 for name, s in
-              (("found", advice.shares), ("natural", NATURAL))}  # fmt: skip
-    assert excess["natural"] > 0.15
-    assert excess["found"] < 0.002  # twice the noise of a run
-    for name, share in best_shares().items():
-        assert advice.low[name] - 0.02 <= share <= advice.high[name] + 0.02
-    assert advice.probability > 0.99
+    others = [Play(read_study({**make_raw(), "study": {"name": "mix", "seed": seed}})) for seed in (1, 2)]
+    for play in others:
+        play.to_end()
+    best = best_shares()
+    advices = [read_advice(play.decisions)[-1] for play in (played, *others)]
+    excess = [expect_objective(advice.shares) / expect_objective(best) - 1 for advice in advices]
+    assert expect_objective(NATURAL) / expect_objective(best) - 1 > 0.15
+    assert sorted(excess)[1] < 0.001  # the noise of a run
+    assert max(excess) < 0.01
+    held = [advice.low[name] <= best[name] <= advice.high[name] for advice in advices for name in DOMAINS]
+    assert sum(held) >= 6  # of 9: with intervals of 90 % fewer in 1 % of such trios
+    assert all(advice.probability > 0.99 for advice in advices)
 
 
 def test_the_gain_over_the_natural_mixture_is_the_true_one(played: Play) -> None:
