@@ -42,9 +42,10 @@ def _find_verb(name: str) -> Callable[[argparse.Namespace], int | None]:
     """What a verb does; found only when it is called, so that `--help` imports nothing."""
     from foretune import verbs
     from foretune.gates import verbs as gate_verbs
+    from foretune.search.mixing import verbs as mixing_verbs
     from foretune.search.replaying import verbs as search_verbs
 
-    room = next(room for room in (verbs, gate_verbs, search_verbs) if hasattr(room, f"do_{name}"))
+    room = next(room for room in (verbs, gate_verbs, search_verbs, mixing_verbs) if hasattr(room, f"do_{name}"))
     found: Callable[[argparse.Namespace], int | None] = getattr(room, f"do_{name}")
     return found
 
@@ -117,7 +118,7 @@ def _add_gate_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _add_search_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    lineage = verbs.add_parser("lineage", help="who copied whom in a population, and the schedule that came of it")
+    lineage = verbs.add_parser("lineage", help="how a population or autolrs found its schedule, and that as a file")
     lineage.add_argument("study", metavar="STUDY", help="folder, TOML file, or name in the ledger")
     lineage.add_argument(
         "--to", default="", metavar="FILE", help="write the schedule: .toml or .json to replay, or .csv"
@@ -138,14 +139,18 @@ def _add_ledger_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]
     importing = verbs.add_parser("import", help="bring other people's runs into the ledger")
     importing.add_argument("file", metavar="FILE")
     importing.add_argument("--study", required=True, metavar="NAME", help="study that the runs join")
-    formats = ("csv", "parquet", "steplaw")
+    formats = ("csv", "parquet", "steplaw", "olmix", "regmix")
     importing.add_argument("--format", dest="file_format", choices=formats, default="", help="default: by the suffix")
+    importing.add_argument("--metrics", default="", metavar="FILE", help="of olmix, regmix; default: beside FILE")
     _add_map(importing)
     _add_ledger(importing)
 
     export = verbs.add_parser("export", help="write the run table to CSV, Parquet or JSONL")
     export.add_argument("study", metavar="STUDY", help="folder, TOML file, or name in the ledger")
     export.add_argument("--to", required=True, metavar="FILE", help="ends in .csv, .parquet or .jsonl")
+    export.add_argument("--format", dest="file_format", choices=("olmix",), default="", help="default: the run table")
+    export.add_argument("--scale", default="", metavar="NAME", help="of olmix: the runs of one scale")
+    export.add_argument("--parametrization", default="", help="of olmix: the runs of one branch")
     export.add_argument("--force", action="store_true", help="overwrite the file")
     _add_ledger(export)
 
@@ -164,6 +169,8 @@ def _add_query_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
     allocate = verbs.add_parser("allocate", help="compute-optimal parameters and tokens")
     _add_evidence(allocate)
     allocate.add_argument("--flops", type=_argument(parse_quantity), required=True, help="training FLOPs")
+
+    _add_mixture(verbs)
 
     backtest = verbs.add_parser("backtest", help="fit the small runs, predict the large ones: error, coverage, ranking")
     _add_evidence(backtest, published=False)
@@ -192,6 +199,25 @@ def _add_query_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
     _add_format(laws)
 
 
+def _add_mixture(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    mixture = verbs.add_parser("mixture", help="the data mixture that runs which exist already recommend")
+    _add_evidence(mixture, published=False)
+    laws = ("process", "log_linear_mixture", "diminishing_mixture")
+    mixture.add_argument("--law", choices=laws, default="process", help="fitted to every loss; default: process")
+    mixture.add_argument("--scale", default="", metavar="NAME", help="the runs of one scale")
+    for name, pair, meaning in (
+        ("--objective", "LOSS=WEIGHT", "weight of a loss, several times; default: all alike"),
+        ("--minimum", "DOMAIN=SHARE", "lowest share, several times"),
+        ("--maximum", "DOMAIN=SHARE", "highest share, several times"),
+        ("--natural", "DOMAIN=SHARE", "the mixture to compare with, a domain each"),
+        ("--domain-tokens", "DOMAIN=TOKENS", "what a domain has for the run to come, several times"),
+    ):
+        mixture.add_argument(name, action="append", default=[], metavar=pair, help=meaning)
+    mixture.add_argument("--tokens", type=_argument(parse_count), help="of the run to come, for the cap on repetition")
+    # four epochs are nearly free: Muennighoff et al. 2023, section 6
+    mixture.add_argument("--max-epochs", type=_argument(parse_quantity), default=4.0, help="of any domain; default: 4")
+
+
 def _add_evidence(parser: argparse.ArgumentParser, *, published: bool = True) -> None:
     parser.add_argument(
         "study", metavar="STUDY", nargs="?", default="", help="folder, TOML file, or name in the ledger"
@@ -211,6 +237,9 @@ def _add_evidence(parser: argparse.ArgumentParser, *, published: bool = True) ->
 def _add_map(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--map", action="append", default=[], metavar="COLUMN=NAME", help="read this column of the file as that name"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="what all runs of the file have, as tokens=1B"
     )
 
 

@@ -60,6 +60,8 @@ def gather_observations(frame: pd.DataFrame, *, parametrization: str = "", pool:
         raise InputError(f"no runs to fit: all {len(kept)} diverged; lower the learning rates or the weight decay")
     if MIXTURE not in pool:
         _check_mixtures(kept)
+    if "loss" in kept and kept["loss"].isna().all():
+        raise InputError("no run has a loss of its own, only losses by domain: `foretune mixture` answers from those")
     pool = [column for column in pool if column != MIXTURE]
     try:
         return Observations.from_frame(kept, params=choose_counting(kept), excluded=tuple(excluded), pool=pool)
@@ -76,7 +78,7 @@ def _check_mixtures(frame: pd.DataFrame) -> None:
     distinct = (shares / SAME_SHARE).round().drop_duplicates()
     raise InputError(
         f"the runs have {len(distinct)} data mixtures, whose losses do not measure one thing; fit the runs of one of "
-        "them, or give --pool mixture to fit them together all the same"
+        "them, or give --pool mixture to fit them together all the same; `foretune mixture` says which one is best"
     )
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,17 @@ from scalelaws import Target
 
 if TYPE_CHECKING:
     import pandas as pd
+
+PAIRS = {
+    "--map": ("COLUMN=NAME", "final_loss=loss"),
+    "--set": ("NAME=VALUE", "params_non_embedding=1M"),
+    "--objective": ("LOSS=WEIGHT", "code=0.5"),
+    "--minimum": ("DOMAIN=SHARE", "code=0.05"),
+    "--maximum": ("DOMAIN=SHARE", "code=0.3"),
+    "--natural": ("DOMAIN=SHARE", "code=0.1"),
+    "--domain-tokens": ("DOMAIN=TOKENS", "code=200B"),
+}
+"""What the pairs of an option are called, and an example."""
 
 
 def do_check(args: Namespace) -> None:
@@ -86,12 +97,17 @@ def do_status(args: Namespace) -> None:
     """Print runs by state, failures with reasons, and time left."""
     from foretune.checking import describe_status
 
-    table = args.format == "table"
     with open_ledger(args.ledger or None) as ledger:
         names = [name_study(args.study)] if args.study else ledger.studies()
         rows = [describe_status(ledger, name) for name in names]
-    print(render_rows([{**row, "failures": len(row["failures"])} for row in rows] if table else rows, args.format))
-    for failure in [failure for row in rows for failure in row["failures"]] if table else []:
+    if args.format != "table":
+        print(render_rows(rows, args.format))
+        return
+    counted = [{**row, "failures": len(row["failures"])} for row in rows]
+    print(render_rows([{key: value for key, value in row.items() if key != "note"} for row in counted], "table"))
+    for row in [row for row in rows if row["note"]]:
+        print(f"study {row['study']}: {row['note']}")
+    for failure in [failure for row in rows for failure in row["failures"]]:
         print(f"failed: {failure['run_id']} (attempt {failure['attempt']}): {failure['reason']}")
 
 
@@ -99,7 +115,14 @@ def do_import(args: Namespace) -> None:
     """Bring a file of runs into the ledger, and say how each column was understood."""
     from foretune.ledger.importing import import_runs
 
-    imported = import_runs(Path(args.file), study=args.study, column_map=_read_map(args.map), format=args.file_format)
+    imported = import_runs(
+        Path(args.file),
+        study=args.study,
+        column_map=read_pairs("--map", args.map),
+        constants=read_pairs("--set", args.set),
+        format=args.file_format,
+        metrics=args.metrics or None,
+    )
     with open_ledger(args.ledger or None, create=True) as ledger:
         results = ledger.record_all(imported.records)
     for alias, column in imported.resolved.items():
@@ -117,20 +140,37 @@ def do_import(args: Namespace) -> None:
 
 
 def do_export(args: Namespace) -> None:
-    """Write a study's run table to a file."""
+    """Write a study's run table to a file, or its mixtures and their losses to two."""
     from foretune.ledger.exporting import export_runs
 
     with open_ledger(args.ledger or None) as ledger:
         frame = ledger.runs(name_study(args.study))
+    if args.file_format == "olmix":
+        _export_olmix(frame, args)
+        return
+    if args.scale or args.parametrization:
+        raise InputError("--scale, --parametrization: the run table holds all runs; add --format olmix, or leave them")
     export_runs(frame, Path(args.to), force=args.force)
     print(f"{len(frame)} runs written to {args.to}")
+
+
+def _export_olmix(frame: pd.DataFrame, args: Namespace) -> None:
+    from foretune.ledger.swarms import export_swarm
+    from foretune.search.mixing.swarms import gather_swarm
+
+    swarm = gather_swarm(frame, scale=args.scale, parametrization=args.parametrization)
+    metrics = export_swarm(swarm.frame, Path(args.to), force=args.force)
+    unit = next(iter(swarm.losses.values())).loss_unit
+    print(f"{len(swarm.frame)} runs written to {args.to} and {metrics}; metrics in {unit}")
+    for item in swarm.excluded:
+        print(f"left out: {item.runs} runs {item.reason}", file=sys.stderr)
 
 
 def do_fit(args: Namespace) -> None:
     """Print a fitted law with its intervals."""
     from foretune.query import fit_runs
 
-    frame, branch, study = _gather(args)
+    frame, branch, study = gather_runs(args)
     fit = fit_runs(frame, args.law, parametrization=branch, pool=args.pool, seed=study.study.seed if study else 0)
     print(fit.summary() if args.format == "table" else render_record(fit.to_dict(), args.format))
 
@@ -145,7 +185,7 @@ def do_predict(args: Namespace) -> None:
         target = _read_target(args, load_study(args.study) if args.study else None)
         print(render_record(_forecast_published(args.published, target).to_dict(), args.format))
         return
-    frame, branch, study = _gather(args)
+    frame, branch, study = gather_runs(args)
     target = _read_target(args, study)
     seed, licence = study.study.seed if study else 0, _find_licence(args, study, frame, branch)
     forecast = predict_target(frame, target, parametrization=branch, pool=args.pool, seed=seed, licence=licence)
@@ -162,7 +202,7 @@ def do_allocate(args: Namespace) -> None:
     if args.published:
         allocation = _allocate_published(args.published, args.flops)
     else:
-        frame, branch, study = _gather(args)
+        frame, branch, study = gather_runs(args)
         seed = study.study.seed if study else 0
         allocation = allocate_compute(frame, args.flops, parametrization=branch, pool=args.pool, seed=seed)
     print(render_record(allocation.to_dict(), args.format))
@@ -172,7 +212,7 @@ def do_backtest(args: Namespace) -> None:
     """Fit the small runs of a table, forecast the large ones, and print how that went."""
     from foretune.query import backtest_runs
 
-    frame, branch, study = _gather(args)
+    frame, branch, study = gather_runs(args)
     seed = study.study.seed if study else 0
     record = backtest_runs(frame, args.law, parametrization=branch, pool=args.pool, seed=seed)
     if args.format != "table":
@@ -254,14 +294,14 @@ def _get_published(name: str) -> Any:
         raise InputError(f"--published: {error}") from None
 
 
-def _gather(args: Namespace) -> tuple[pd.DataFrame, str, Study | None]:
+def gather_runs(args: Namespace) -> tuple[pd.DataFrame, str, Study | None]:
     """The run table that a query speaks of, the branch of it, and the study where there is one."""
     if bool(args.study) == bool(args.runs):
         raise InputError("name a study or give --runs FILE, and only one of them")
     if args.runs:
         from foretune.ledger.importing import read_runs
 
-        frame = read_runs(Path(args.runs), _read_map(args.map))
+        frame = read_runs(Path(args.runs), read_pairs("--map", args.map), read_pairs("--set", args.set))
         for note in frame.attrs["notes"]:
             print(note, file=sys.stderr)
         return frame, args.parametrization, None
@@ -297,12 +337,18 @@ def _read_target(args: Namespace, study: Study | None) -> Target:
     return Target(float(params), float(tokens), seq_len)
 
 
-def _read_map(pairs: list[str]) -> dict[str, str]:
-    """`--map COLUMN=NAME` pairs."""
+def read_pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
+    """What was given as NAME=VALUE, an option each; the last `=` parts them, for names may hold one."""
     bad = [pair for pair in pairs if "=" not in pair]
     if bad:
-        raise InputError(f"--map: must read COLUMN=NAME, got {bad[0]!r}; for example --map final_loss=loss")
-    return dict(pair.split("=", 1) for pair in pairs)
+        name, example = PAIRS[option]
+        raise InputError(f"{option}: must read {name}, got {bad[0]!r}; for example {option} {example}")
+    found: dict[str, str] = {}
+    for name, value in (pair.rsplit("=", 1) for pair in pairs):
+        if name in found:
+            raise InputError(f"{option}: {name} is given twice, {found[name]!r} and {value!r}")
+        found[name] = value
+    return found
 
 
 @contextmanager

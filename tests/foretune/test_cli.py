@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 GRID = ROOT / "studies/lr_batch_grid"
 VERBS = {
     "check", "plan", "run", "report", "schema", "status", "import", "export", "fit", "predict", "allocate", "laws",
-    "backtest", "next", "coordcheck", "transfer",
+    "backtest", "next", "coordcheck", "transfer", "mixture",
 }  # fmt: skip
 
 

@@ -297,9 +297,11 @@ def _warn(
         if 0 < high - EDGE < share < 1 - EDGE
     ]
     warnings += [f"the share of {name} ended on its highest: more of it looks better still" for name in capped]
-    warnings += [
-        f"not told apart from {item.name}: a new run is better with probability {item.probability_better:.2f}"
-        for item in comparisons
-        if item.probability_better < UNDECIDED
-    ]
+    for item in comparisons:
+        shares = np.array([item.mixture[name] for name in fits.domains])
+        if np.any(shares < bounds[0] - EDGE) or np.any(shares > bounds[1] + EDGE):
+            warnings.append(f"{item.name} lies outside of the bounds: it is shown for what they cost")
+        elif item.probability_better < UNDECIDED:
+            probability = f"{item.probability_better:.2f}"
+            warnings.append(f"not told apart from {item.name}: a new run is better with probability {probability}")
     return warnings

@@ -128,21 +128,37 @@ def _rank_candidates(columns: Sequence[str], extra_aliases: Mapping[str, str]) -
 
 
 def _read_map(columns: Sequence[str], column_map: Mapping[str, str]) -> dict[str, str]:
-    known = _spread(ALIASES)
     resolved: dict[str, str] = {}
     for column, name in column_map.items():
         if column not in columns:
             raise InputError(f"--map {column}={name}: the file has no column {column!r}; {_nearest(column, columns)}")
         if name == IGNORE:
             continue
-        own = name in OWN_COLUMNS or _DOMAIN_COLUMN.fullmatch(name)
-        meaning = name if own else known.get(_fold(name), ("", 0))[0]
+        meaning = _find_meaning(name)
         if not meaning:
             raise InputError(f"--map {column}={name}: no column of the run table; {_nearest(name, OWN_COLUMNS)}")
         if other := _column_of(resolved, meaning):
             raise InputError(f"--map {column}={name}: {meaning} is mapped already, from {other}; map one column to it")
         resolved[column] = meaning
     return resolved
+
+
+def _find_meaning(name: str) -> str:
+    """The column of the run table that a name or an alias stands for, or an empty string."""
+    own = name in OWN_COLUMNS or _DOMAIN_COLUMN.fullmatch(name)
+    return name if own else _spread(ALIASES).get(_fold(name), ("", 0))[0]
+
+
+def check_constants(constants: Mapping[str, str], columns: Collection[str]) -> None:
+    """Raise InputError for a value of `--set` that no run can have, or that the table has in a column of its own."""
+    for name, value in constants.items():
+        said = f"--set {name}={value}"
+        if not _find_meaning(name):
+            raise InputError(f"{said}: no column of the run table; {_nearest(name, OWN_COLUMNS)}")
+        if _find_meaning(name) in IDENTITY_COLUMNS:
+            raise InputError(f"{said}: says which run a row is, so all rows cannot share it")
+        if name in columns:
+            raise InputError(f"{said}: the file has a column {name}, which says it for every run; leave --set out")
 
 
 def _find_domains(columns: Sequence[str], resolved: Mapping[str, str]) -> dict[str, str]:
@@ -163,9 +179,15 @@ def _require(columns: Sequence[str], resolved: Mapping[str, str]) -> None:
         named = [column for column in columns if "loss" in column.lower()] or list(columns)[:12]
         problems.append(f"no loss column; map one of {', '.join(named)}, for example --map {named[0]}=loss")
     if not read & {"params_non_embedding", "params_total", "params_active"}:
-        problems.append("no parameter count; map its column, for example --map COLUMN=params_non_embedding")
+        problems.append(
+            "no parameter count; map its column, for example --map COLUMN=params_non_embedding, or give that of all "
+            "runs: --set params_non_embedding=1M"
+        )
     if "tokens" not in read:
-        problems.append("no training tokens; map their column, for example --map COLUMN=tokens")
+        problems.append(
+            "no training tokens; map their column, for example --map COLUMN=tokens, or give those of all runs: "
+            "--set tokens=1B"
+        )
     if problems:
         raise InputError("\n".join(problems))
 

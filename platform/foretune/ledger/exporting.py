@@ -8,7 +8,7 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,24 +26,32 @@ def export_runs(frame: pd.DataFrame, path: str | Path, *, force: bool = False) -
 
     Raises InputError for another suffix, and for an existing file without `force`.
     """
-    path = Path(path)
+    write_frames({Path(path): frame}, force=force)
+
+
+def write_frames(frames: Mapping[Path, pd.DataFrame], *, force: bool = False) -> None:
+    """Write tables to files as `export_runs` does; none of them takes its place before all have been written."""
     writers: dict[str, Callable[[pd.DataFrame, Path], None]] = {
         ".csv": _write_csv,
         ".parquet": _write_parquet,
         ".jsonl": _write_jsonl,
     }
-    if path.suffix not in writers:
-        raise InputError(f"{path}: the name must end in {', '.join(writers)}, got {path.suffix or 'no suffix'!r}")
-    if path.exists() and not force:
-        raise InputError(f"{path}: exists already; give another name, or --force to overwrite it")
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    for path in frames:
+        if path.suffix not in writers:
+            raise InputError(f"{path}: the name must end in {', '.join(writers)}, got {path.suffix or 'no suffix'!r}")
+        if path.exists() and not force:
+            raise InputError(f"{path}: exists already; give another name, or --force to overwrite it")
+    drafts = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}.new") for path in frames}
     try:
-        writers[path.suffix](frame, draft)
-        os.replace(draft, path)
+        for path, frame in frames.items():
+            writers[path.suffix](frame, drafts[path])
+        for path, draft in drafts.items():
+            os.replace(draft, path)
     except OSError as error:
         raise ForetuneError(f"{path}: not written: {error.strerror or error}; nothing was left behind") from error
     finally:
-        draft.unlink(missing_ok=True)
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
 
 
 def guard_text(text: str) -> str:

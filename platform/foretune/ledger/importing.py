@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from foretune.errors import InputError
 from foretune.ledger.cells import RowReader, content_of
-from foretune.ledger.columns import STEPLAW_ALIASES, Resolution, resolve_columns
+from foretune.ledger.columns import STEPLAW_ALIASES, Resolution, check_constants, resolve_columns
 from foretune.ledger.frames import frame_records
-from foretune.ledger.tabular import Table, guess_kind, read_table
+from foretune.ledger.swarms import PLACE, SWARM_FORMATS, check_runs, note_unit, read_swarm, rename_map
+from foretune.ledger.tabular import Table, add_constants, guess_kind, read_table
 from foretune.records import RunRecord, RunStatus, hash_content
 from foretune.sections import NAME_PATTERN
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Format = Literal["csv", "parquet", "jsonl", "steplaw"]
+Format = Literal["csv", "parquet", "jsonl", "steplaw", "olmix", "regmix"]
 
 LISTED_PROBLEMS = 10
 
@@ -55,38 +57,94 @@ def import_runs(
     *,
     study: str,
     column_map: Mapping[str, str] | None = None,
+    constants: Mapping[str, str] | None = None,
     format: Format | Literal[""] = "",
+    metrics: str | Path | None = None,
 ) -> ImportedRuns:
     """Read a file of runs for a study; nothing is written to a ledger.
 
-    `column_map` reads a column of the file as a name of the run table, or as `ignore`. The suffix decides where no
-    format is given. A run's id is the hash of its row, so the same row is the same run in every file. Rows without a
-    finite loss stay, as diverged. Raises InputError with all bad values by line.
+    `column_map` reads a column of the file as a name of the run table, or as `ignore`; `constants` are values that all
+    runs share and the file does not tell, by name of the run table. The suffix decides where no format is given. A
+    swarm (`swarms.SWARM_FORMATS`) has its `metrics` in a second file, looked for beside the first. A run's id is the
+    hash of its row with the constants, so the same row is the same run in every file. Rows without a finite loss stay,
+    as diverged. Raises InputError with all bad values by line.
     """
     if not re.fullmatch(NAME_PATTERN, study):
         raise InputError(f"study: must be lower-case letters, digits, '.', '_' or '-', at most 64, got {study!r}")
-    return _read_file(Path(path), study, column_map or {}, format)
+    if metrics and format not in SWARM_FORMATS:
+        raise InputError(f"--metrics: only swarms have a second file; add --format {' or '.join(SWARM_FORMATS)}")
+    path, column_map, constants = Path(path), column_map or {}, constants or {}
+    if format in SWARM_FORMATS:
+        return _read_swarm(path, study, column_map, constants, format, Path(metrics) if metrics else None)
+    return _read_file(path, study, column_map, constants, format)
 
 
-def read_runs(path: str | Path, column_map: Mapping[str, str] | None = None) -> pd.DataFrame:
+def read_runs(
+    path: str | Path, column_map: Mapping[str, str] | None = None, constants: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """A file of runs as a run table, without a ledger; what was understood is in `attrs` (resolved, unused, notes)."""
     path = Path(path)
-    imported = _read_file(path, path.stem, column_map or {}, "")
+    imported = _read_file(path, path.stem, column_map or {}, constants or {}, "")
     frame = frame_records(imported.records)
     frame.attrs = {"resolved": imported.resolved, "unused": list(imported.unused), "notes": list(imported.notes)}
     return frame
 
 
-def _read_file(path: Path, study: str, column_map: Mapping[str, str], format: Format | Literal[""]) -> ImportedRuns:
+def _read_file(
+    path: Path, study: str, column_map: Mapping[str, str], constants: Mapping[str, str], format: Format | Literal[""]
+) -> ImportedRuns:
     steplaw = format == "steplaw"
     table = read_table(path, guess_kind(path) if steplaw or not format else format)
-    try:
-        resolution = resolve_columns(table.columns, column_map, STEPLAW_ALIASES if steplaw else None)
+    with _naming(path):
+        check_constants(constants, table.columns)
+        table = add_constants(table, constants)
+        named = {**column_map, **{name: name for name in constants}}
+        resolution = resolve_columns(table.columns, named, STEPLAW_ALIASES if steplaw else None)
         rows, notes = _read_rows(table, resolution)
+    defaults = {"source": _name_source(path), **(STEPLAW_FIELDS if steplaw else _guess_loss_kind(resolution))}
+    return _make_records(study, table, rows, resolution, defaults, notes)
+
+
+def _read_swarm(
+    path: Path, study: str, column_map: Mapping[str, str], constants: Mapping[str, str], kind: str, metrics: Path | None
+) -> ImportedRuns:
+    """Shares and metrics of the same runs; every run keeps the name that it had in `source`."""
+    swarm = read_swarm(path, kind, metrics)
+    with _naming(path):
+        check_constants(constants, swarm.table.columns)
+        table = add_constants(swarm.table, constants)
+        named = {**rename_map(column_map, swarm), PLACE: PLACE, **{name: name for name in constants}}
+        resolution = resolve_columns(table.columns, named)
+        rows, notes = _read_rows(table, resolution, "a column that is no domain and no metric: --map COLUMN=ignore")
+        losses = [name.removeprefix("loss/") for name in resolution.resolved.values() if name.startswith("loss/")]
+        check_runs(rows, table.positions, losses)
+    files = f"{_name_source(path)} and {_name_source(swarm.metrics)}"
+    for fields in rows:
+        fields["source"] = f"run {fields['source']} of {files}"
+    defaults = {"loss_unit": SWARM_FORMATS[kind].loss_unit}
+    if "loss_unit" not in resolution.resolved.values():
+        notes += note_unit(kind, losses, defaults["loss_unit"])
+    imported = _make_records(study, table, rows, resolution, defaults, notes)
+    return replace(imported, unused=(*imported.unused, *swarm.unread))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the name of the file before every line of an error."""
+    try:
+        yield
     except InputError as error:
         raise InputError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
-    source = f"{path.name} sha256:{_digest_file(path)}"
-    defaults = {"source": source, **(STEPLAW_FIELDS if steplaw else _guess_loss_kind(resolution))}
+
+
+def _make_records(
+    study: str,
+    table: Table,
+    rows: Sequence[dict[str, Any]],
+    resolution: Resolution,
+    defaults: Mapping[str, Any],
+    notes: list[str],
+) -> ImportedRuns:
     unique = {_identify(fields, cells): (fields, cells) for fields, cells in zip(rows, table.rows, strict=True)}
     if len(unique) < len(rows):
         notes.append(f"{len(rows) - len(unique)} rows repeat another row cell by cell and count once")
@@ -97,13 +155,14 @@ def _read_file(path: Path, study: str, column_map: Mapping[str, str], format: Fo
     return ImportedRuns(records, resolution.resolved, resolution.unused, (*resolution.notes, *notes))
 
 
-def _read_rows(table: Table, resolution: Resolution) -> tuple[list[dict[str, Any]], list[str]]:
+def _read_rows(table: Table, resolution: Resolution, advice: str = "") -> tuple[list[dict[str, Any]], list[str]]:
     reader = RowReader(resolution)
     rows = [reader.read(cells, where) for cells, where in zip(table.rows, table.positions, strict=True)]
     if reader.problems:
         more = len(reader.problems) - LISTED_PROBLEMS
         listed = reader.problems[:LISTED_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
-        raise InputError("\n".join([*listed, "nothing was read; correct these values and try again"]))
+        told = f"; {advice}" if advice else ""
+        raise InputError("\n".join([*listed, f"nothing was read; correct these values and try again{told}"]))
     return rows, [f"{column}: {count} values were rounded to whole numbers" for column, count in reader.rounded.items()]
 
 
@@ -178,6 +237,7 @@ def _derive_batch(draft: dict[str, Any]) -> None:
         draft["batch_sequences"] = tokens / seq_len
 
 
-def _digest_file(path: Path) -> str:
+def _name_source(path: Path) -> str:
+    """A file by its name and content."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return f"{path.name} sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

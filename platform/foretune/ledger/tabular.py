@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,12 @@ def read_table(path: Path, kind: str) -> Table:
     if not table.rows:
         raise InputError(f"{path}: no rows")
     return table
+
+
+def add_constants(table: Table, constants: Mapping[str, str]) -> Table:
+    """The table with a column for each value that all of its rows share."""
+    rows = tuple({**row, **constants} for row in table.rows)
+    return Table((*table.columns, *constants), rows, table.positions)
 
 
 def guess_kind(path: Path) -> str:
