@@ -6,8 +6,11 @@ The standard library's own source: three domains, two sizes. `mixture` spends on
 search without the small size; `random` draws its mixtures evenly from the same bounds, trains them at the target size
 and takes the best it measured. Every search may spend as much as `TARGET_RUNS` runs at the target size, its first
 mixtures, the natural one and the confirmations included. What is judged is the mixture that it ends with, trained anew
-at the target size with seeds that no search saw: the mean held-out loss of the three domains beside that of the natural
-mixture.
+at the target size with seeds that no search saw: the weighted held-out loss beside that of the natural mixture.
+
+The documentation is wanted most, of which the natural mixture has 8 %. With equal weights there is nothing to find: of
+a lattice of 21 mixtures, three seeds each, at 196,608 tokens, the best lay .07 % below the natural one, and the noise
+between seeds was .7 %.
 """
 
 from __future__ import annotations
@@ -35,12 +38,12 @@ TARGET_RUNS = 10
 """Cost of each search, in runs at the target size."""
 CONFIRMATIONS = 2
 """Of them, runs of what is recommended."""
-FRESH = (1001, 1002, 1003)
+FRESH = tuple(range(1001, 1007))
 """Seeds with which every mixture is trained anew."""
-SMALL = {"name": "w24", "width": 24, "tokens": 65_536}
-TARGET = {"name": "w48", "width": 48, "tokens": 196_608}
+SMALL = {"name": "w24", "width": 24, "tokens": 131_072}
+TARGET = {"name": "w48", "width": 48, "tokens": 393_216}
 BOUNDS = {"minimum": {"code": 0.02, "docs": 0.02, "tests": 0.02}}
-OBJECTIVE = {"code": 1 / 3, "docs": 1 / 3, "tests": 1 / 3}
+OBJECTIVE = {"code": 0.2, "docs": 0.6, "tests": 0.2}
 Shares = Mapping[str, float]
 
 

@@ -25,11 +25,12 @@ from foretune.sections import SurfaceSection
 
 STEPS, BATCH = 200, 512
 SEEDS, PLANTED_SEEDS = range(5), range(20)
-FRESH = (100, 101, 102)
+FRESH = tuple(range(100, 108))
 RUNS = 16
 RATE = {"peak_lr": {"low": 2**-10, "high": 2**-3}}
 SPACE = {**RATE, "weight_decay": {"low": 0.01, "high": 1.0}}
 HORIZON = STEPS * BATCH
+POPULATION = {"size": RUNS, "ready_tokens": HORIZON // 8, "burn_in_tokens": HORIZON // 4}
 STRATEGIES: dict[str, dict[str, Any]] = {
     "random": {"runs": RUNS, "space": SPACE},
     "qmc": {"runs": RUNS, "space": SPACE},
@@ -38,15 +39,18 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "halving": {"runs": 58, "space": SPACE, "halving": {"min_tokens": HORIZON // 8, "reduction": 3}},
     "pbt": {
         "space": SPACE,
-        "population": {"size": RUNS, "ready_tokens": HORIZON // 8, "burn_in_tokens": HORIZON // 4},
+        "population": POPULATION,
     },
+    "pbt, bandit": {"strategy": "pbt", "space": SPACE, "population": {**POPULATION, "explore": "bandit"}},
     "autolrs": {
-        "space": {**RATE, "seed": list(range(9))},
+        "space": RATE,
         "autolrs": {"first_stage": 0.5, "longest_stage": 0.5, "trial": 0.15, "candidates": 7},
         "batch": 10,
     },
 }
-"""The `[search]` table of each; AutoLRS searches the rate alone, for as many initial weights as it can pay for."""
+"""The `[search]` table of each; AutoLRS searches the rate alone."""
+MODELS = 9
+"""Initial weights that AutoLRS can pay for: a search of one costs 1.8 runs."""
 SURFACE = SurfaceSection(
     lr_coefficient=1.0, lr_params_exponent={"mup": -0.4}, lr_tokens_exponent=0.0, lr_curvature=0.02, noise=0.003
 )
@@ -97,11 +101,14 @@ def compare_trained() -> None:
 
 def run_search(name: str, search: dict[str, Any], seed: int, runner: dict[str, Any]) -> Searched:
     """A search in a ledger of its own."""
-    schedule = "constant" if name == "autolrs" else "wsd"
     tables: dict[str, dict[str, Any]] = {
-        "training": {"batch_tokens": BATCH, "schedule": schedule},
+        "training": {"batch_tokens": BATCH, "schedule": "wsd"},
         "search": {"strategy": name, **search},
     }
+    if name == "autolrs":
+        models = list(range(MODELS * seed, MODELS * (seed + 1)))
+        tables["training"]["schedule"] = "constant"
+        tables["search"]["space"] = {**search["space"], "seed": models}
     if runner:
         tables["runner"] = {"pack": "auto", **runner}
     return search_study(make_study(STEPS, seed, **tables))
