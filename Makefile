@@ -24,7 +24,7 @@ demo: $(VENV)/.core
 	$(BIN)/foretune run studies/lr_width_transfer
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -36,7 +36,9 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_notebook_runs(file: Path, replayed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORETUNE_LEDGER", str(replayed))
     notebook = nbformat.read(file, as_version=4)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(file.parent)}}).execute()
+    NotebookClient(
+        notebook, timeout=400, startup_timeout=200, resources={"metadata": {"path": str(file.parent)}}
+    ).execute()
     pictures = sum("image/png" in str(cell.get("outputs")) for cell in notebook.cells)
     assert pictures == 4
 
