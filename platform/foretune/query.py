@@ -290,8 +290,9 @@ def _answer_branch(study: Study, frame: pd.DataFrame, gates: pd.DataFrame, branc
 
 
 def _measure_drift(observations: Observations, seed: int) -> Drift | None:
-    """The drift over widths, where widths were searched at one horizon, one batch and one depth."""
-    if observations.width is None or len(np.unique(observations.width)) < 2:
+    """The drift over widths, where learning rates were searched at several of them, one horizon, batch and depth."""
+    varied = (observations.width, observations.peak_lr)
+    if any(values is None or len(np.unique(values)) < 2 for values in varied):
         return None
     try:
         return scalelaws.measure_observed_drift(observations, seed=seed)

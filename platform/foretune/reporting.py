@@ -257,7 +257,11 @@ def _describe_stability(answer: Answer, figures: list[Picture]) -> list[Section]
         for _, run in seen.iterrows()
     ]
     told = f"In {len(watched) - len(seen)} of {len(watched)} runs that were watched nothing was seen."
-    return [Section("How stable were the runs?", [told], figures, [Table.of(rows)])] if len(watched) else []
+    return (
+        [Section("How stable were the runs?", [told], figures, [Table.of(rows)] if rows else [])]
+        if len(watched)
+        else []
+    )
 
 
 def _compare_with_published(answer: Answer) -> Section:

@@ -47,7 +47,7 @@ def describe_population(
     best = winner or min(living, key=lambda item: (-item.generation, scores[item.run_id]))
     lineage = trace_lineage(best, stretches)
     schedule = make_schedule(study, best, stretches, scores[best.run_id])
-    replays = tabulate_replays(decisions, results, objective)
+    replays = tabulate_replays(decisions, schedule, results, objective)
     sentences = [
         _describe_loss(stretches, scores),
         _describe_best(lineage, schedule, is_winner=winner is not None),
@@ -84,11 +84,13 @@ def _describe_loss(stretches: Sequence[Stretch], scores: Mapping[str, float]) ->
 def _describe_best(lineage: Sequence[Stretch], schedule: Schedule, *, is_winner: bool) -> str:
     best, changes = lineage[-1], len(schedule.phases) - 1
     so_far = "is the best" if is_winner else f"is the best so far (generation {best.generation})"
-    how_often = "once" if changes == 1 else f"{changes} times"
-    came = f"which began as member {lineage[0].member} and " if lineage[0].member != best.member else "which "
+    how_often = {0: "never changed its settings", 1: "changed its settings once"}.get(
+        changes, f"changed its settings {changes} times"
+    )
+    came = f"began as member {lineage[0].member} and " if lineage[0].member != best.member else ""
     return (
         f"Member {best.member} {so_far}: {schedule.score:.4f} nats per token after {format_count(best.stop_tokens)} "
-        f"tokens, {came}changed its settings {how_often}."
+        f"tokens; it {came}{how_often}."
     )
 
 
