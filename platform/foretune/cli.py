@@ -86,6 +86,7 @@ def _add_study_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
     plan = verbs.add_parser("plan", help="the runs still to do, what they cost, what is skipped and why")
     plan.add_argument("study", metavar="STUDY", help="folder or TOML file")
     plan.add_argument("--no-probe", action="store_true", help="do not measure how fast this machine trains")
+    plan.add_argument("--results", default="results", metavar="FOLDER", help="where results/STUDY/ lies")
     _add_ledger(plan)
     _add_format(plan)
 

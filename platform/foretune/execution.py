@@ -27,6 +27,8 @@ ROUNDS_WITHOUT_PROGRESS = 3
 """How often a broken executor is started again when no run finishes in between."""
 
 
+Member = tuple[str, str, str]
+"""A run of a study: its id, its scale and its role, which another run of the same id may take over."""
 Sweep = Callable[[Collection[str]], None]
 """Told which runs' states may still be gone on from: those of other runs that have ended may go."""
 
@@ -66,6 +68,9 @@ class Stage(Protocol):
     def take(self, result: Result) -> None:
         """A run of it has ended and is in the ledger."""
 
+    def look_again(self) -> None:
+        """Another study may have brought runs of it to their end since it asked for them."""
+
     def expect_rest(self, asked: Asked) -> list[RunSpec]:
         """Stand-ins for the runs that it will still ask for: their cost is known."""
 
@@ -83,6 +88,9 @@ class _Verification:
 
     def take(self, result: Result) -> None:
         """Nothing depends on it."""
+
+    def look_again(self) -> None:
+        """Nothing is looked up."""
 
     def expect_rest(self, asked: Asked) -> list[RunSpec]:
         """Nothing is left."""
@@ -158,6 +166,7 @@ class _StageLoop:
                 if stalled >= ROUNDS_WITHOUT_PROGRESS:
                     raise
                 self._watcher.note(f"{interruption}; planning again from the ledger")
+            self._stage.look_again()
             self._refresh()  # the runner may have ended before it asked for more
 
     def _refresh(self) -> bool:
@@ -168,20 +177,19 @@ class _StageLoop:
         if decided := self._asked.decisions[len(known.decisions) :]:
             key = (self._study.study.name, self._stage.fingerprint)
             self._ledger.append_decisions(*key, decided, lease=self._lease)
-        changed = [spec.run_id for spec in known.specs] != [spec.run_id for spec in self._asked.specs]
-        if changed:
-            self._enroll(known)
+        before, now = _list_members(known), _list_members(self._asked)
+        if before != now:
+            self._enroll(before, now)
         if known.retained != self._asked.retained:
             self._sweep(self._list_needed())
-        return changed
+        return before != now
 
-    def _enroll(self, known: Asked) -> None:
+    def _enroll(self, before: Sequence[Member], now: Sequence[Member]) -> None:
         """Say what the study is made of: what is asked for beside what was, where nothing of that is left out."""
-        before = {spec.run_id for spec in known.specs}
-        further = bool(before) and before <= {spec.run_id for spec in self._asked.specs}
-        new = [spec for spec in self._asked.specs if not further or spec.run_id not in before]
-        members = [(spec.run_id, spec.scale, spec.role) for spec in new]
-        self._ledger.enroll(self._study.study.name, members, further=further, lease=self._lease)
+        known = set(before)
+        further = bool(known) and known <= set(now)
+        new = [member for member in now if not further or member not in known]
+        self._ledger.enroll(self._study.study.name, new, further=further, lease=self._lease)
 
     def _find_statuses(self) -> dict[str, RunStatus]:
         """What the ledger holds of the runs that are asked for; what is final there is not looked up again."""
@@ -239,3 +247,7 @@ class _StageLoop:
         self._find_statuses()
         parents = {spec.parent_run_id for spec in self._asked.specs if spec.run_id not in self._final}
         return set(self._asked.retained) | parents
+
+
+def _list_members(asked: Asked) -> list[Member]:
+    return [(spec.run_id, spec.scale, spec.role) for spec in asked.specs]

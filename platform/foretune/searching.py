@@ -93,6 +93,10 @@ class Searching:
         """A run has ended."""
         self._results[result.run_id] = result
 
+    def look_again(self) -> None:
+        """Another study may have brought runs to their end: seek the results that were missing once more."""
+        self._sought.clear()
+
     def expect_rest(self, asked: Asked) -> list[RunSpec]:
         """Stand-ins for the runs that will still be asked for, in the order of that."""
         if asked.finished:

@@ -63,7 +63,7 @@ def do_plan(args: Namespace) -> None:
 
     study = load_study(args.study)
     with _ledger_if_any(args.ledger) as ledger:
-        record, rows, refusal = describe_plan(study, ledger, probe=not args.no_probe)
+        record, rows, refusal = describe_plan(study, ledger, probe=not args.no_probe, results=Path(args.results))
     if args.format == "json":
         print(json.dumps({**record, "runs": rows}, indent=2))
     elif args.format == "csv":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,30 @@ class Failing:
 
     def describe(self) -> str:
         return "failing"
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class Replaced:
+    """A runner that breaks down when another study has finished its first runs."""
+
+    def __init__(self, inner: Runner, ledger: Ledger) -> None:
+        self._inner, self._ledger, self._has_broken = inner, ledger, False
+
+    def run(
+        self, specs: Sequence[RunSpec], observe: Observer, note: Note = ignore_note, more: More = ask_nothing
+    ) -> Generator[tuple[RunSpec, RunOutcome]]:
+        if self._has_broken:
+            yield from self._inner.run(specs, observe, note, more)
+            return
+        self._has_broken = True
+        for spec, outcome in self._inner.run(specs, observe):
+            self._ledger.record(record_outcome(spec.model_copy(update={"study": "other"}), outcome))
+        raise RunnerInterruption("the executor broke down")
+
+    def describe(self) -> str:
+        return "replaced"
 
     def close(self) -> None:
         self._inner.close()
@@ -311,6 +336,35 @@ def test_a_runner_that_ends_before_it_asks_for_more_is_started_again(ledger: Led
     study = make_study()
     launch(study, ledger, Watcher(), Deaf(make_runner(study.runner, workspace=Path("unused"))))
     assert len(ledger.runs("climb")) == ROUNDS * BATCH
+
+
+def test_what_another_study_ends_while_the_executor_is_broken_is_gone_on_from(ledger: Ledger) -> None:
+    study, watcher = make_study(), Watcher()
+    launch(study, ledger, watcher, Replaced(make_runner(study.runner, workspace=Path("unused")), ledger))
+    assert len(ledger.decisions("climb")) == ROUNDS * BATCH
+    assert len(watcher.executed) == (ROUNDS - 1) * BATCH
+
+
+def test_a_run_that_another_part_of_the_study_asks_for_as_well_changes_its_role(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A baseline that the search comes to ask for is a run of the search, as it would be had the driver been killed."""
+
+    class Meeting(Climb):
+        def ask(self, study: Study, corpus: CorpusFacts, history: History) -> Asked:
+            asked = super().ask(study, corpus, history)
+            if len(asked.specs) == BATCH:
+                return asked
+            first = asked.specs[0].model_copy(update={"role": "search"})
+            return replace(asked, specs=(first, *asked.specs[1:]))
+
+        def _make(self, study: Study, corpus: CorpusFacts, item: Decision) -> RunSpec:
+            spec = super()._make(study, corpus, item)
+            return spec.model_copy(update={"role": "baseline"}) if item.number == 0 else spec
+
+    monkeypatch.setitem(STRATEGIES, "tpe", Meeting())
+    launch(make_study(), ledger, Watcher())
+    assert set(ledger.runs("climb")["role"]) == {"search"}
 
 
 def test_results_of_another_study_are_taken_over(ledger: Ledger) -> None:

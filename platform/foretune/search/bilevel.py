@@ -129,9 +129,12 @@ def _ask_plain(
 
 
 def _decide(scale: ScaleSection, learners: Sequence[RunSpec], results: Mapping[str, Result]) -> Decision | None:
-    """What the runs of a scale have learned, once all of them have ended; an empty mixture where all were lost."""
+    """What the runs of a scale have learned, once all of them have ended; an empty mixture where all were lost.
+
+    None where nothing was learned and a run failed for reasons of the machine: the next launch tries it again.
+    """
     details = average_learned("mixture", scale.name, learners, results)
-    if details is None:
+    if details is None or (details["passed_over"] and not details["mixture"]):
         return None
     return Decision(number=0, kind="mixture" if details["mixture"] else "lost", details=details)
 

@@ -48,12 +48,14 @@ def add_checks(asked: Asked, study: Study, history: History) -> Asked:
     new: list[Decision] = []
     is_decided = asked.finished
     for scale, tuning in _group_scales(asked.specs).items():
-        decision = known.get(scale)
-        if asked.finished and not _covers(decision, tuning):
+        decision, stands = known.get(scale), False
+        if asked.finished and not (stands := _stands(known.get(scale), tuning, history.results)):
             found = _decide(scale, tuning, study, history.results)
             new += [found] if found else []
-            is_decided, decision = is_decided and found is not None, found or decision
-        specs += _list_plain(decision, tuning) if decision else []
+            stands, decision = found is not None, found or decision
+            is_decided = is_decided and stands
+        plain = _list_plain(decision, tuning) if decision else []
+        specs += plain if stands else plain[len(plain) // 2 :]  # what it begins with is asked for in any case
     return replace(
         asked,
         specs=(*asked.specs, *specs),
@@ -123,19 +125,27 @@ def _group_settings(tuning: Sequence[RunSpec]) -> list[list[RunSpec]]:
     return list(groups.values())
 
 
-def _covers(decision: Decision | None, tuning: Sequence[RunSpec]) -> bool:
-    """Whether a decision was taken of just these runs."""
-    return decision is not None and set(decision.details["judged"]) == {spec.run_id for spec in tuning}
+def _stands(decision: Decision | None, tuning: Sequence[RunSpec], results: Mapping[str, Result]) -> bool:
+    """Whether a decision was taken of just these runs; not one that went past failed runs which are tried again."""
+    if decision is None or set(decision.details["judged"]) != {spec.run_id for spec in tuning}:
+        return False
+    ended = [results.get(run_id) for run_id in decision.details["passed_over"]]
+    return all(result is not None and result.status is RunStatus.FAILED for result in ended)
 
 
 def _decide(scale: str, tuning: Sequence[RunSpec], study: Study, results: Mapping[str, Result]) -> Decision | None:
-    """What the runs of the best settings came to, once all runs of the scale have ended; empty where all were lost."""
+    """What the runs of the best settings came to, once all runs of the scale have ended; empty where all were lost.
+
+    `passed_over` are the failed ones of all settings: one that is tried again may turn out best.
+    """
     if any(spec.run_id not in results for spec in tuning):
         return None
     best = min(_group_settings(tuning), key=lambda group: _judge(group, study, results))
     details = average_learned(TUNED, scale, best, results)
     assert details is not None, "all of them have ended"
-    return Decision(number=0, kind=TUNED, details={**details, "judged": [spec.run_id for spec in tuning]})
+    judged = [spec.run_id for spec in tuning]
+    failed = [run_id for run_id in judged if results[run_id].status is RunStatus.FAILED]
+    return Decision(number=0, kind=TUNED, details={**details, "judged": judged, "passed_over": failed})
 
 
 def _judge(group: Sequence[RunSpec], study: Study, results: Mapping[str, Result]) -> float:

@@ -112,11 +112,21 @@ def test_learners_are_asked_for_again_before_their_results_are_known_but_for_one
 
 def test_a_scale_whose_runs_were_all_lost_ends_the_search() -> None:
     study = make_study()
-    asked = ask(study, go_on(ask(study), History(), status=RunStatus.FAILED))
-    assert (asked.specs, asked.finished, [item.kind for item in asked.decisions]) == ((), True, ["lost"])
+    first = ask(study)
+    asked = ask(study, go_on(first, History(), status=RunStatus.DIVERGED))
+    assert (asked.specs, asked.finished, [item.kind for item in asked.decisions]) == (first.specs, True, ["lost"])
     findings = conclude_search(study, CORPUS, History({}, asked.decisions))
     assert findings is not None
     assert "lost" in findings.sentence
+
+
+def test_a_scale_whose_runs_all_failed_is_tried_again_by_the_next_launch() -> None:
+    study = make_study()
+    first = ask(study)
+    failed = ask(study, go_on(first, History(), status=RunStatus.FAILED))
+    assert (failed.specs, failed.finished, failed.decisions) == (first.specs, False, ())
+    again = ask(study, go_on(first, History({}, failed.decisions)))
+    assert [item.kind for item in again.decisions] == ["mixture"]
 
 
 def test_what_is_expected_costs_what_is_asked() -> None:

@@ -18,7 +18,7 @@ from foretune.query import answer_study
 from foretune.records import Result, RunSpec, RunStatus, SelfTuningSpec
 from foretune.resolution import resolve_corpus
 from foretune.runners import make_runner
-from foretune.search import Asked, History, ask_search, conclude_search, expect_search
+from foretune.search import STRATEGIES, Asked, History, ask_search, conclude_search, expect_search
 from foretune.search.interface import Findings
 from foretune.search.tuned import tell_tuned
 from foretune.study import Study, read_study
@@ -165,11 +165,36 @@ def test_a_decision_stands_until_the_study_is_extended() -> None:
     between = ask_search(wider, CORPUS, history)
     assert between.decisions == asked.decisions
     assert not between.finished
+    expected = expect_search(wider, CORPUS)
+    rest = STRATEGIES["grid"].expect_rest(wider, CORPUS, between, expected)
     after = ask_search(wider, CORPUS, History(go_on(between, dict(history.results)), between.decisions))
     assert after.finished
     assert after.decisions[:2] == asked.decisions
     assert [item.details["tuned"]["dropout"] for item in after.decisions[2:]] == pytest.approx([0.325, 0.325])
     assert len(list_plain(after)) == 2 * 2 * 4
+    new = {spec.run_id for spec in after.specs} - {spec.run_id for spec in between.specs}
+    assert len(rest) == len(new) == 2 * (4 + 1)
+
+
+@pytest.mark.parametrize("failing", [(0, 1, 2), (2,)], ids=["all", "one"])
+def test_it_is_decided_again_when_a_failed_run_comes_to_its_end(failing: tuple[int, ...]) -> None:
+    """Runs that fail are tried again by the next launch; one that fails again changes nothing."""
+    study = make_study()
+    first = ask_search(study, CORPUS)
+    results = {
+        spec.run_id: finish(spec, status=RunStatus.FAILED if spec.seed in failing else RunStatus.COMPLETED)
+        for spec in first.specs
+    }
+    decided = ask_search(study, CORPUS, History(results, first.decisions))
+    assert len(decided.decisions) == 2
+    assert ask_search(study, CORPUS, History(results, decided.decisions)) == decided
+    known = {run_id: result for run_id, result in results.items() if result.status is RunStatus.COMPLETED}
+    again = ask_search(study, CORPUS, History(known, decided.decisions))
+    assert (again.decisions, again.finished) == (decided.decisions, False)
+    assert {spec.training.dropout for spec in list_plain(again)} <= {0.1}, "what was learned may come out otherwise"
+    after = ask_search(study, CORPUS, History(go_on(again, known), again.decisions))
+    assert [item.details["tuned"]["dropout"] for item in after.decisions[2:]] == pytest.approx([0.3, 0.3])
+    assert (len(list_plain(after)), after.finished) == (2 * 2 * 3, True)
 
 
 def test_where_all_were_lost_nothing_is_checked() -> None:

@@ -46,7 +46,8 @@ def tell_schedules(study: Study, tracks: Sequence[Track], history: History) -> F
     rates = " -> ".join(f"{move.lr:.3g}" for move in best.list_path())
     share = sum(track.search_flops for track in tracks) / sum(track.base.compute_flops for track in tracks)
     lost = f"; {begun - len(tracks)} of {begun} models did not arrive" if begun > len(tracks) else ""
-    replays = tabulate_replays(history.decisions, history.results, {})
+    schedule = make_schedule(study.study.name, best)
+    replays = tabulate_replays(history.decisions, schedule, history.results, {})
     return Findings(
         sentence=(
             f"At scale {best.base.scale}{seed} the learning rate went {rates} and the loss came to {best.loss:.4f}"
@@ -59,7 +60,7 @@ def tell_schedules(study: Study, tracks: Sequence[Track], history: History) -> F
             **({REPLAYS: replays} if replays else {}),
         },
         data={
-            "schedule": make_schedule(study.study.name, best).model_dump(mode="json"),
+            "schedule": schedule.model_dump(mode="json"),
             "schedules": [_describe(track) for track in tracks],
         },
     )

@@ -58,7 +58,7 @@ class AutoLRS(Strategy):
         passed_over = {run_id for track in tracks for move in track.moves for run_id in move.passed_over}
         specs = [track.make_spec(move) for track in tracks for move in track.moves if move.run_id not in passed_over]
         return Asked(
-            (*specs, *list_replays(study, corpus, decisions)),
+            (*specs, *list_replays(study, corpus, decisions, schedule)),
             tuple(skipped),
             decisions,
             retained=frozenset(run_id for track in tracks for run_id in track.list_retained()),

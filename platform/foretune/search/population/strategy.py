@@ -56,7 +56,7 @@ class Population(Strategy):
         schedule = _find_schedule(study, stretches, history.results)
         decisions = number_decisions(decisions, decide_replays(study, corpus, decisions, schedule))
         return Asked(
-            specs=(*_list_specs(course, history.extend(decisions)), *list_replays(study, corpus, decisions)),
+            specs=(*_list_specs(course, history.extend(decisions)), *list_replays(study, corpus, decisions, schedule)),
             decisions=decisions,
             retained=_find_retained(stretches, history.results),
             finished=_is_finished(stretches, history.results, replays=replays_itself(study)),

@@ -14,6 +14,7 @@ from foretune.records import Decision, Result
 from foretune.search.interface import Findings, score
 from foretune.search.replaying.files import read_schedule
 from foretune.search.replaying.replays import ask_replays, find_replays
+from foretune.search.replaying.schedule import Schedule
 from foretune.study import Study
 
 REPLAYS = "schedule trained from scratch"
@@ -52,11 +53,13 @@ def describe_replays(replays: Sequence[Row]) -> str:
     return f"Its schedule trained from scratch: {'; '.join(parts)}." if parts else ""
 
 
-def tabulate_replays(decisions: Sequence[Decision], results: Results, objective: Mapping[str, float]) -> list[Row]:
-    """A row for every replay of the schedule that a study's own search found."""
+def tabulate_replays(
+    decisions: Sequence[Decision], schedule: Schedule, results: Results, objective: Mapping[str, float]
+) -> list[Row]:
+    """A row for every replay of a schedule that a study's own search found."""
     return [
         _row_of_replay(item.details["scale"], item.details["seed"], item.run_id, results, objective)
-        for item in find_replays(decisions)
+        for item in find_replays(decisions, schedule)
     ]
 
 

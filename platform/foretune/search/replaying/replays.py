@@ -44,21 +44,29 @@ def decide_replays(
     return new
 
 
-def find_replays(decisions: Iterable[Decision]) -> list[Decision]:
-    """The replays that were decided on, of the newest winner: a failed run that is tried again may win late."""
+def find_replays(decisions: Iterable[Decision], schedule: Schedule | None) -> list[Decision]:
+    """The replays of a schedule that were decided on; without one those of the newest winner.
+
+    A failed run that is tried again may win late, and so may a model that is searched later.
+    """
     replays = [item for item in decisions if item.kind == REPLAY]
-    return [item for item in replays if item.details["schedule"] == replays[-1].details["schedule"]]
+    if not replays:
+        return []
+    wanted = schedule.model_dump(mode="json") if schedule else replays[-1].details["schedule"]
+    return [item for item in replays if item.details["schedule"] == wanted]
 
 
-def list_replays(study: Study, corpus: CorpusFacts, decisions: Iterable[Decision]) -> list[RunSpec]:
-    """The replays that were decided on and that the study still asks for."""
+def list_replays(
+    study: Study, corpus: CorpusFacts, decisions: Iterable[Decision], schedule: Schedule | None
+) -> list[RunSpec]:
+    """The replays that were decided on and that the study still asks for; `schedule` is the winner's, once known."""
     replay = study.search.replay
     if replay is None or replay.file:
         return []
     scales = list_replay_scales(study)
     return [
         hold_to_decision(item, _remake(study, corpus, item))
-        for item in find_replays(decisions)
+        for item in find_replays(decisions, schedule)
         if item.details["scale"] in scales and item.details["seed"] in replay.seeds
     ]
 

@@ -15,10 +15,12 @@ from foretune.ledger import Ledger, open_ledger
 from foretune.records import Decision, Result
 from foretune.rendering import render_rows
 from foretune.resolution import resolve_corpus
+from foretune.search import check_search
 from foretune.search.autolrs.strategy import AutoLRS
 from foretune.search.interface import Findings, History, fingerprint_search
 from foretune.search.population.findings import describe_population
 from foretune.search.replaying.files import write_schedule
+from foretune.search.replaying.replays import FINDERS
 from foretune.search.replaying.schedule import Schedule
 from foretune.study import Study
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 ROWS = {"pbt": "lineage of the best member", "autolrs": "Schedules found"}
 """The table of the findings that is written as CSV, by what found the schedule."""
+ENDED = {"pbt": "a population", "autolrs": "a model of autolrs"}
+"""Of what something must have ended, by strategy."""
 
 
 def do_lineage(args: Namespace) -> None:
@@ -62,17 +66,23 @@ def _describe(study: Study, ledger: Ledger) -> Findings:
     name, corpus = study.study.name, resolve_corpus(study)
     decisions = ledger.decisions(name, fingerprint_search(study, corpus))
     if _find_kind(study) == "autolrs":
-        what = "model of autolrs"
+        check_search(study, corpus)
         findings = AutoLRS().conclude(study, corpus, History(_find_results(ledger, decisions), tuple(decisions)))
     else:
-        what = "population"
         # of the study as it is; else of the search that was asked last, before it was edited
         decisions = decisions or ledger.decisions(name)
         findings = describe_population(name, decisions, _find_results(ledger, decisions), study.search.objective)
     if findings is None or not findings.data:
-        reason = findings.sentence if findings else f"nothing of a {what} has ended in this ledger"
-        raise InputError(f"study {name!r}: no lineage: {reason}")
+        raise InputError(f"study {name!r}: no lineage: {findings.sentence if findings else _tell_lack(study)}")
     return findings
+
+
+def _tell_lack(study: Study) -> str:
+    """Why there is nothing to tell of."""
+    strategy = study.search.strategy
+    if strategy not in FINDERS:
+        return f"search.strategy = {strategy!r} finds no schedule; those that do: {', '.join(FINDERS)}"
+    return f"nothing of {ENDED[strategy]} has ended in this ledger"
 
 
 def _find_results(ledger: Ledger, decisions: Sequence[Decision]) -> dict[str, Result]:

@@ -270,6 +270,32 @@ def test_a_killed_search_replays_what_one_that_was_not_does() -> None:
     assert [spec.run_id for spec in before.specs] == [spec.run_id for spec in again.specs]
 
 
+def test_replays_of_another_winner_are_not_told_as_those_of_this_one() -> None:
+    """A second seed wins when the replays of the first are done; without that seed, the first has won again."""
+
+    def favour(spec: RunSpec) -> RunOutcome:
+        outcome = train_quietly(spec)
+        return outcome.model_copy(update={"loss": (outcome.loss or 0.0) - 0.1 * spec.seed})
+
+    first, history = drive_replayed()
+    search = {"strategy": "autolrs", **SEARCH, "replay": {"seeds": [0, 1]}}
+    narrow, wide = (
+        make_study(search=search),
+        make_study(search={**search, "space": {**SEARCH["space"], "seed": [0, 1]}}),
+    )
+    asked, after = drive(wide, favour, History(history.results, first.decisions))
+    (old, new) = ([item for item in asked.decisions if item.kind == "replay"][place:][:2] for place in (0, 2))
+    assert {item.run_id for item in old} & {spec.run_id for spec in asked.specs} <= {first.specs[-2].run_id}
+    undecided = tuple(item for item in asked.decisions if item not in new)
+    between = AutoLRS().conclude(wide, CORPUS, History(after.results, undecided))
+    assert between is not None
+    assert between.data["schedule"]["run_id"] == new[0].details["schedule"]["run_id"]
+    assert "schedule trained from scratch" not in between.tables
+    back = AutoLRS().ask(narrow, CORPUS, History(after.results, asked.decisions))
+    assert back.decisions == asked.decisions
+    assert [spec.run_id for spec in back.specs[-2:]] == [item.run_id for item in old]
+
+
 def test_what_is_left_of_several_models_holds_nothing_that_is_asked_for() -> None:
     study = make_study(search={"strategy": "autolrs", **SEARCH, "space": {**SEARCH["space"], "seed": [0, 1, 2]}})
     expected = AutoLRS().expect(study, CORPUS)

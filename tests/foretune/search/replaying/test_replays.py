@@ -188,7 +188,7 @@ def test_replays_that_the_study_no_longer_asks_for_are_not_trained(tmp_path: Pat
     corpus = resolve_corpus(make_study(seeds))
     for replay, left in (({"seeds": [8, 9]}, [8]), (None, [])):
         study = make_study(POPULATION | ({"replay": replay} if replay else {}))
-        assert [spec.seed for spec in list_replays(study, corpus, decisions)] == left
+        assert [spec.seed for spec in list_replays(study, corpus, decisions, None)] == left
 
 
 def test_only_the_schedule_of_the_newest_winner_is_told(tmp_path: Path) -> None:
@@ -200,8 +200,10 @@ def test_only_the_schedule_of_the_newest_winner_is_told(tmp_path: Path) -> None:
     old = [item for item in decisions if item.kind == REPLAY]
     schedule = {**old[0].details["schedule"], "run_id": "f" * 16}
     new = [item.model_copy(update={"details": {**item.details, "schedule": schedule}}) for item in old]
-    assert find_replays(decisions) == old
-    assert find_replays([*decisions, *new]) == new
+    assert find_replays(decisions, None) == old
+    assert find_replays([*decisions, *new], None) == new
+    assert find_replays([*decisions, *new], Schedule.model_validate(old[0].details["schedule"])) == old
+    assert find_replays(decisions, Schedule.model_validate(schedule)) == []
 
 
 def test_the_loss_of_a_replay_stands_beside_that_of_the_population(path: Path, tmp_path: Path) -> None:
@@ -264,11 +266,30 @@ def test_the_verb_writes_what_autolrs_found_for_a_replay_at_another_size(
 def test_the_verb_says_where_autolrs_has_found_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = make_study(POPULATION).snapshot()
     with open_ledger(tmp_path / "ledger.db", create=True) as ledger:
-        search = {"strategy": "autolrs", "space": POPULATION["space"]}
+        search = {"strategy": "autolrs", "space": POPULATION["space"], "autolrs": {"first_stage": 0.5, "trial": 0.3}}
         study = read_study(raw | {"search": search, "training": {"batch_tokens": 1024, "schedule": "constant"}})
         ledger.save_study("replayed", study.snapshot())
     assert main(["lineage", "replayed", "--ledger", str(tmp_path / "ledger.db")]) == 2
     assert "nothing of a model of autolrs has ended" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ({"strategy": "grid", "space": {"peak_lr": [0.01]}}, "search.strategy = 'grid' finds no schedule"),
+        ({"strategy": "autolrs", "space": {"peak_lr": [0.01]}}, "search.space.peak_lr: autolrs needs bounds"),
+    ],
+    ids=["strategy", "space"],
+)
+def test_the_verb_says_why_a_study_can_have_found_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], search: dict[str, Any], said: str
+) -> None:
+    training = {"batch_tokens": 1024, "schedule": "constant"}
+    with open_ledger(tmp_path / "ledger.db", create=True) as ledger:
+        study = read_study(make_study(POPULATION).snapshot() | {"search": search, "training": training})
+        ledger.save_study("replayed", study.snapshot())
+    assert main(["lineage", "replayed", "--ledger", str(tmp_path / "ledger.db")]) == 2
+    assert said in capsys.readouterr().err
 
 
 def _seed_of(data: dict[str, Any], schedule: Schedule) -> int:
