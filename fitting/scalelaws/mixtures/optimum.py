@@ -10,13 +10,13 @@ is reported and warned about.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from scalelaws.mixtures.domains import DomainFits, stack_shares
-from scalelaws.observations import MIXTURE_SUM_TOLERANCE, FloatArray, Observations
+from scalelaws.observations import MIXTURE_SUM_TOLERANCE, BoolArray, FloatArray, Observations
 from scalelaws.results import Estimate
 
 EPOCHS_FREE = 4.0
@@ -112,9 +112,11 @@ def find_best_mixture(
     there is not capped. Domains that no run has used stay at their minimum. Raises ValueError where the bounds leave
     no mixture.
     """
-    bounds = _bound(fits, minimum, maximum, tokens, domain_tokens, epochs)
+    bounds = bound_shares(
+        fits.domains, (fits.shares > 0).any(axis=0), minimum, maximum, tokens, domain_tokens, epochs
+    )
     tried, measured = _measure(fits, weights)
-    others = {} if natural is None else {"natural": _order(fits.domains, natural)}
+    others = {} if natural is None else {"natural": order_shares(fits.domains, natural)}
     others["best tried"] = tried[int(np.argmin(measured))]
     starts = [*others.values(), *tried[np.argsort(measured)[1:2]], np.full(len(fits.domains), 1 / len(fits.domains))]
     best = min(
@@ -131,7 +133,8 @@ def find_best_mixture(
     drifted = own * np.exp(drift * rng.standard_normal(len(own)))
     nearest, outside = measure_distance(best[1], fits.shares)
     shares = {
-        name: Estimate.from_draws(optima[:, j], level, value=float(best[1][j])) for j, name in enumerate(fits.domains)
+        name: _contain(Estimate.from_draws(optima[:, j], level, value=float(best[1][j])))
+        for j, name in enumerate(fits.domains)
     }
     return BestMixture(
         shares, Estimate.from_draws(drifted, level, value=best[0]), comparisons, nearest, outside, fits.weigh(weights),
@@ -151,42 +154,76 @@ def measure_distance(mixture: FloatArray, tried: FloatArray) -> tuple[float, flo
     return nearest, nearest if found.fun is None else float(found.fun)
 
 
-def _order(domains: tuple[str, ...], mixture: Mapping[str, float]) -> FloatArray:
+def _contain(share: Estimate) -> Estimate:
+    """With an interval that holds the value: the optimum of the mean may lie beside those of nearly all draws."""
+    assert share.low is not None and share.high is not None
+    return replace(share, low=min(share.low, share.value), high=max(share.high, share.value))
+
+
+def order_shares(domains: tuple[str, ...], mixture: Mapping[str, float]) -> FloatArray:
+    """The shares (d,) of a mixture in the order of the domains. Raises ValueError for one that is none."""
     unknown = sorted(set(mixture) - set(domains))
     if unknown:
         raise ValueError(f"there is no domain {unknown[0]!r}; the runs have {', '.join(domains)}")
     shares = np.array([mixture.get(name, 0.0) for name in domains])
     if not (shares.min() >= 0 and abs(shares.sum() - 1) <= MIXTURE_SUM_TOLERANCE):
-        raise ValueError(f"shares must be >= 0 and add up to 1; got {dict(mixture)}")
+        raise ValueError(f"shares must be >= 0 and add up to 1; got {dict(mixture)}, in sum {shares.sum():.6g}")
     return np.asarray(shares / shares.sum())
 
 
-def _bound(
-    fits: DomainFits, minimum: Mapping[str, float] | None, maximum: Mapping[str, float] | None, tokens: float | None,
+def bound_shares(
+    domains: tuple[str, ...],
+    used: BoolArray,
+    minimum: Mapping[str, float] | None = None,
+    maximum: Mapping[str, float] | None = None,
+    tokens: float | None = None,
+    domain_tokens: Mapping[str, float] | None = None,
+    epochs: float = EPOCHS_FREE,
+) -> tuple[FloatArray, FloatArray]:
+    """Lowest and highest share (d,) of each domain; `used` (d,): whether any run has tried it.
+
+    Raises ValueError, with the domains at fault, for bounds that are no shares or leave no mixture.
+    """
+    _check_bounds(domains, minimum or {}, maximum or {}, tokens, domain_tokens, epochs)
+    low = np.array([(minimum or {}).get(name, 0.0) for name in domains])
+    high = np.array([(maximum or {}).get(name, 1.0) for name in domains])
+    high = np.where(used, high, np.minimum(high, low))
+    if tokens is not None and domain_tokens is not None:
+        held = np.array([domain_tokens.get(name, np.inf) for name in domains])
+        high = np.minimum(high, epochs * held / tokens)
+    crossed = [
+        f"{name} at least {least:.4g} and at most {most:.4g}"
+        for name, least, most in zip(domains, low, high, strict=True)
+        if least > most
+    ]
+    if low.sum() > 1 + SLACK:
+        crossed.append(f"the lowest shares add up to {low.sum():.4g}")
+    if high.sum() < 1 - SLACK:
+        crossed.append(f"the highest shares add up to {high.sum():.4g}")
+    if crossed:
+        raise ValueError(
+            f"the bounds leave no mixture: {'; '.join(crossed)}; they must allow a sum of 1. Lower a minimum, raise a "
+            "maximum, or allow more epochs"
+        )
+    return low, high
+
+
+def _check_bounds(
+    domains: tuple[str, ...], minimum: Mapping[str, float], maximum: Mapping[str, float], tokens: float | None,
     domain_tokens: Mapping[str, float] | None, epochs: float,
-) -> tuple[FloatArray, FloatArray]:  # fmt: skip
-    """Lowest and highest share of each domain."""
-    named = {**(minimum or {}), **(maximum or {}), **(domain_tokens or {})}
-    unknown = sorted(set(named) - set(fits.domains))
+) -> None:  # fmt: skip
+    """Raise ValueError for unknown domains, and for numbers that no share or count of tokens has."""
+    unknown = sorted({*minimum, *maximum, *(domain_tokens or {})} - set(domains))
     if unknown:
-        raise ValueError(f"there is no domain {unknown[0]!r}; the runs have {', '.join(fits.domains)}")
+        raise ValueError(f"there is no domain {unknown[0]!r}; the runs have {', '.join(domains)}")
+    for what, bounds in (("minimum", minimum), ("maximum", maximum)):
+        if wrong := {name: share for name, share in bounds.items() if not 0 <= share <= 1}:
+            raise ValueError(f"{what}: a share must lie between 0 and 1 (0.3 for 30 %); got {wrong}")
     if (tokens is None) != (domain_tokens is None):
         raise ValueError("the cap on repetition needs both: tokens of the run, and domain_tokens")
     given = {"epochs": epochs, **({} if tokens is None else {"tokens": tokens}), **(domain_tokens or {})}
     if not all(size >= 0 for size in given.values()) or tokens == 0:
         raise ValueError(f"tokens, domain_tokens and epochs must be positive; got {given}")
-    low = np.array([(minimum or {}).get(name, 0.0) for name in fits.domains])
-    high = np.array([(maximum or {}).get(name, 1.0) for name in fits.domains])
-    high = np.where((fits.shares > 0).any(axis=0), high, np.minimum(high, low))
-    if tokens is not None and domain_tokens is not None:
-        held = np.array([domain_tokens.get(name, np.inf) for name in fits.domains])
-        high = np.minimum(high, epochs * held / tokens)
-    if not (np.all(low >= 0) and np.all(low <= high) and low.sum() <= 1 + SLACK and high.sum() >= 1 - SLACK):
-        raise ValueError(
-            f"the bounds leave no mixture: lowest shares {_name(fits, low)}, highest {_name(fits, high)}; they must "
-            "allow a sum of 1. Lower a minimum, or allow more epochs"
-        )
-    return low, high
 
 
 def _measure(fits: DomainFits, weights: Mapping[str, float] | None) -> tuple[FloatArray, FloatArray]:

@@ -125,7 +125,11 @@ def _read_swarm(
     if "loss_unit" not in resolution.resolved.values():
         notes += note_unit(kind, losses, defaults["loss_unit"])
     imported = _make_records(study, table, rows, resolution, defaults, notes)
-    return replace(imported, unused=(*imported.unused, *swarm.unread))
+    return replace(
+        imported,
+        resolved={swarm.origins.get(column, column): name for column, name in imported.resolved.items()},
+        unused=(*(swarm.origins.get(column, column) for column in imported.unused), *swarm.unread),
+    )
 
 
 @contextmanager

@@ -43,8 +43,8 @@ def describe_search(course: Course, history: History) -> Findings | None:
     later, noise = read_later_trials(history.decisions), measure_noise(_list_replicates(course, trials, results))
     checks = _list_checks(course, [trial for trial in later if trial.kind == "check"], results, noise)
     passed = _passes(checks)
-    sentences = [_describe(course, advice, noise), advice.message, _describe_confirmed(course, trials, results, advice)]
-    sentences += [_describe_noise(noise), _judge(course, advice, checks) if given else ""]
+    sentences = [_judge(course, advice, checks) if given else "", _describe(course, advice, noise), advice.message]
+    sentences += [_describe_confirmed(course, trials, results, advice), _describe_noise(noise)]
     if not given or any(trial.kind != "check" for trial in later):
         sentences.append("The search is under way, and this may change.")
     tables = {
@@ -151,19 +151,24 @@ def _describe_noise(noise: Noise | None) -> str:
 
 
 def _judge(course: Course, advice: Advice, checks: Sequence[Row]) -> str:
-    """Whether to use what is recommended."""
+    """Whether to use what is recommended: what a reader wants to know first."""
     if not course.checks:
-        return "It was not checked at a larger scale: name some in [search.mixture] check_scales before it is used."
+        return (
+            "What is recommended was not checked at a larger scale: name some in [search.mixture] check_scales before "
+            "it is used."
+        )
     if is_same_mixture(advice.shares, course.natural):
-        return "There is nothing to check against it."
+        return "The natural mixture itself is recommended: there is nothing to check against it."
     rows = [row for row in checks if row["mixture"] == "recommended"]
     if len({row["scale"] for row in rows}) < len(course.checks) or any(row["verdict"] == "under way" for row in rows):
-        return "The check at larger scales has not ended: do not use it yet."
-    told = f"Checked against the natural mixture at larger scales ({'; '.join(map(_describe_check, rows))})."
+        return "The check at larger scales has not ended: do not use what is recommended yet."
+    told = f"its objective beside the natural one's: {'; '.join(map(_describe_check, rows))}"
     if any(row["verdict"] == TOO_FEW for row in rows):
         advised = "give [search.space] seed more values and raise [search] runs"
-        return f"{told} Whether to use it is unknown: {advised}, and keep the natural mixture until then."
-    return f"{told} Use it." if _passes(checks) else f"{told} Keep the natural mixture."
+        return f"Keep the natural mixture until more is known of the recommended one ({told}): {advised}."
+    if _passes(checks):
+        return f"Use the recommended mixture ({told})."
+    return f"Keep the natural mixture: the recommended one is not better at every larger scale ({told})."
 
 
 def _passes(checks: Sequence[Row]) -> bool | None:

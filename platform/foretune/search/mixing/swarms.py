@@ -7,9 +7,12 @@ weighted mean of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
 
 from foretune.errors import InputError
 from foretune.evidence import MIXTURE, gather_observations
@@ -27,6 +30,7 @@ from scalelaws import (
 )
 from scalelaws.laws.mixture import MixtureLaw
 from scalelaws.mixtures.domains import FittedLaw
+from scalelaws.mixtures.optimum import bound_shares, order_shares
 from scalelaws.observations import MIXTURE_PREFIX
 
 if TYPE_CHECKING:
@@ -156,12 +160,11 @@ def recommend_from_swarm(
 ) -> SwarmAnswer:
     """The mixture of the lowest expected weighted mean of the losses; losses without a weight are not fitted.
 
-    `bounds` are those of `scalelaws.find_best_mixture`. Raises InputError where a law cannot be fitted or the bounds
-    leave no mixture.
+    `bounds` are those of `scalelaws.find_best_mixture`. Raises InputError where a law cannot be fitted, and before any
+    fit where weights or bounds leave nothing to choose.
     """
-    unknown = sorted(set(weights or {}) - set(swarm.losses))
-    if unknown:
-        raise InputError(f"--objective {unknown[0]}: no such loss; the runs have {', '.join(swarm.losses)}")
+    _check_weights(swarm, weights)
+    _check_bounds(swarm, **bounds)
     used = {name: runs for name, runs in swarm.losses.items() if weights is None or weights.get(name)}
     try:
         fits = fit_domains(_find_law(law), used, seed=seed)
@@ -173,6 +176,30 @@ def recommend_from_swarm(
         best, fits, law, runs.loss_unit, len(swarm.frame), float(runs.params_non_embedding[0]), float(runs.tokens[0]),
         swarm.excluded,
     )  # fmt: skip
+
+
+def _check_weights(swarm: Swarm, weights: Mapping[str, float] | None) -> None:
+    if weights is None:
+        return
+    unknown = sorted(set(weights) - set(swarm.losses))
+    if unknown:
+        raise InputError(f"--objective {unknown[0]}: no such loss; the runs have {', '.join(swarm.losses)}")
+    if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
+        raise InputError(f"--objective: weights must be >= 0, one at least above 0, got {dict(weights)}")
+
+
+def _check_bounds(swarm: Swarm, *, natural: Mapping[str, float] | None = None, **bounds: Any) -> None:
+    """Refuse bounds that leave no mixture, and a natural one that is none: a fit takes minutes."""
+    shares = {str(name): swarm.frame[name] for name in swarm.frame if str(name).startswith(MIXTURE_PREFIX)}
+    domains = tuple(name.removeprefix(MIXTURE_PREFIX) for name in shares)
+    try:
+        bound_shares(domains, np.array([(column > 0).any() for column in shares.values()]), **bounds)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    try:
+        order_shares(domains, natural or {domains[0]: 1.0})
+    except ValueError as error:
+        raise InputError(f"--natural: {error}") from None
 
 
 def _find_law(name: Regression) -> MixtureLaw | str:

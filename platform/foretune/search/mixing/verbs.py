@@ -45,7 +45,8 @@ def _print_answer(answer: SwarmAnswer) -> None:
     print(render_rows(answer.list_shares(), "table") + "\n")
     print(render_rows(answer.list_objectives(), "table") + "\n")
     print(render_rows(answer.list_losses(), "table"))
-    print(f"intervals of {100 * answer.best.level:g} %; shares of the optima of single draws, objectives of a new run")
+    print(f"{100 * answer.best.level:g} % intervals: of a share, where single draws of the fit have their optimum;")
+    print("of an objective and of a gain, what new runs measure, which scatter around the fit")
     for warning in answer.best.warnings:
         print(f"mind: {warning}")
     for item in answer.excluded:

@@ -111,7 +111,7 @@ def test_the_answer_and_the_report_tell_the_mixture(study: Study, ledger: Ledger
     record = json.loads((tmp_path / "answer.json").read_text(encoding="utf-8"))["search"]
     assert abs(record["settings"]["mixture"]["code"] - 0.5) < 0.05
     assert record["tables"]["check at larger scales"][0]["verdict"] == "better"
-    for told in ("Use it.", "Noise floor", "Cost by scale", "epochs of the target"):
+    for told in ("Use the recommended mixture", "Noise floor", "Cost by scale", "epochs of the target"):
         assert told in page
     assert (tmp_path / "figures" / "mixture.png").stat().st_size > 10_000
     assert "Recommended for the mean held-out loss of all domains: code" in summarize_answer(answer)
