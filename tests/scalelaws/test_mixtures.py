@@ -206,7 +206,9 @@ def test_the_comparison_says_how_sure_the_gain_is():
         ({"weights": {"poems": 1.0}}, "name losses among"),
         ({"natural": {"books": 0.5}}, "add up to 1"),
         ({"weights": {}}, "name losses among"),
-        ({"minimum": {"books": float("nan")}}, "leave no mixture"),
+        ({"minimum": {"books": float("nan")}}, "minimum: a share must lie between 0 and 1"),
+        ({"maximum": {"books": 30}}, r"maximum: a share .* got {'books': 30}"),
+        ({"minimum": {"web": 0.6}, "maximum": {"web": 0.2}}, "web at least 0.6 and at most 0.2; they"),
         ({"tokens": 0.0, "domain_tokens": {"code": 1e8}}, "must be positive"),
     ],
 )

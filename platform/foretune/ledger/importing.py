@@ -127,8 +127,8 @@ def _read_swarm(
     imported = _make_records(study, table, rows, resolution, defaults, notes)
     return replace(
         imported,
-        resolved={swarm.origins.get(column, column): name for column, name in imported.resolved.items()},
-        unused=(*(swarm.origins.get(column, column) for column in imported.unused), *swarm.unread),
+        resolved={swarm.place_column(column): name for column, name in imported.resolved.items()},
+        unused=(*map(swarm.place_column, imported.unused), *swarm.unread),
     )
 
 

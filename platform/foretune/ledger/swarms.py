@@ -65,12 +65,19 @@ class Swarm:
 
     table: Table
     """Columns `source` (the run's own name), mix/DOMAIN and loss/METRIC."""
+    ratios: Path
+    """The file of the shares."""
     metrics: Path
     """The file of the metrics."""
     origins: Mapping[str, str]
     """Column of the table -> column of its file."""
     unread: tuple[str, ...]
     """Columns of both files that were not read."""
+
+    def place_column(self, name: str) -> str:
+        """A column of the table as its file has it, with the file: a domain and a metric may be called alike."""
+        file = self.ratios if name.startswith("mix/") else self.metrics
+        return f"{file.name}: {self.origins[name]}" if name in self.origins else name
 
 
 def read_swarm(ratios: Path, kind: str, metrics: Path | None = None) -> Swarm:
@@ -100,7 +107,7 @@ def read_swarm(ratios: Path, kind: str, metrics: Path | None = None) -> Swarm:
         name for table in (shares, measured) for name in table.columns if name not in {*origins.values(), *form.keys}
     ]
     joined = Table((PLACE, *origins), tuple(rows), tuple(f"run {run}" for run in left))
-    return Swarm(joined, metrics, origins, tuple(dict.fromkeys(unread)))
+    return Swarm(joined, ratios, metrics, origins, tuple(dict.fromkeys(unread)))
 
 
 def rename_map(column_map: Mapping[str, str], swarm: Swarm) -> dict[str, str]:
