@@ -127,6 +127,8 @@ def do_import(args: Namespace) -> None:
         results = ledger.record_all(imported.records)
     for alias, column in imported.resolved.items():
         print(f"{alias} -> {column}", file=sys.stderr)
+    if imported.unused:
+        print(f"not read: {', '.join(name or '(no name)' for name in imported.unused)}", file=sys.stderr)
     for note in imported.notes:
         print(note, file=sys.stderr)
     counts = {kind: results.count(kind) for kind in sorted(set(results), key=str)}

@@ -112,9 +112,8 @@ def find_best_mixture(
     there is not capped. Domains that no run has used stay at their minimum. Raises ValueError where the bounds leave
     no mixture.
     """
-    bounds = bound_shares(
-        fits.domains, (fits.shares > 0).any(axis=0), minimum, maximum, tokens, domain_tokens, epochs
-    )
+    used = np.any(fits.shares > 0, axis=0)
+    bounds = bound_shares(fits.domains, used, minimum, maximum, tokens, domain_tokens, epochs)
     tried, measured = _measure(fits, weights)
     others = {} if natural is None else {"natural": order_shares(fits.domains, natural)}
     others["best tried"] = tried[int(np.argmin(measured))]
@@ -156,8 +155,8 @@ def measure_distance(mixture: FloatArray, tried: FloatArray) -> tuple[float, flo
 
 def _contain(share: Estimate) -> Estimate:
     """With an interval that holds the value: the optimum of the mean may lie beside those of nearly all draws."""
-    assert share.low is not None and share.high is not None
-    return replace(share, low=min(share.low, share.value), high=max(share.high, share.value))
+    low, high = (share.value if end is None else end for end in (share.low, share.high))
+    return replace(share, low=min(low, share.value), high=max(high, share.value))
 
 
 def order_shares(domains: tuple[str, ...], mixture: Mapping[str, float]) -> FloatArray:

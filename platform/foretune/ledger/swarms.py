@@ -89,6 +89,8 @@ def read_swarm(ratios: Path, kind: str, metrics: Path | None = None) -> Swarm:
     form = SWARM_FORMATS[kind]
     shares = read_table(ratios, "csv")
     metrics = metrics or _find_metrics(ratios, form)
+    if metrics.resolve() == ratios.resolve():
+        raise InputError(f"--metrics: {metrics} is the file of the shares; name that of the metrics")
     measured = read_table(metrics, "csv")
     left, right = (_index_runs(path, table, form) for path, table in ((ratios, shares), (metrics, measured)))
     problems = [*_name_missing(left, right, ratios, metrics), *_name_missing(right, left, metrics, ratios)]
@@ -129,9 +131,9 @@ def check_runs(rows: Sequence[Mapping[str, Any]], places: Sequence[str], losses:
     problems = []
     for fields, place in zip(rows, places, strict=True):
         mix, total = fields["mix"], math.fsum(fields["mix"].values())
-        wrong = {name: share for name, share in mix.items() if not 0 <= share <= 1 + SUM_TOLERANCE}
+        wrong = [f"{name} {share:g}" for name, share in mix.items() if not 0 <= share <= 1 + SUM_TOLERANCE]
         if wrong or abs(total - 1) > SUM_TOLERANCE:
-            told = f", got {wrong}" if wrong else f" within {SUM_TOLERANCE:g}, got {total:.6g}"
+            told = f", got {_list_names(wrong)}" if wrong else f" within {SUM_TOLERANCE:g}, got {total:.6g}"
             problems.append(f"{place}: shares must lie between 0 and 1 and add up to 1{told}")
         missing = sorted(set(losses) - set(fields["loss_by_domain"]))
         if fields["loss_by_domain"] and missing:
@@ -139,7 +141,18 @@ def check_runs(rows: Sequence[Mapping[str, Any]], places: Sequence[str], losses:
             problems.append(f"{place}: no finite value of {told}; fill it in, or leave it: --map {missing[0]}=ignore")
     if problems:
         more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
-        raise InputError("\n".join([*problems[:LISTED], *more, "nothing was read; correct this and try again"]))
+        advice = f"nothing was read; correct this and try again{_guess_mistake(rows)}"
+        raise InputError("\n".join([*problems[:LISTED], *more, advice]))
+
+
+def _guess_mistake(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What went wrong with shares, where it is the same in every run."""
+    totals = [math.fsum(fields["mix"].values()) for fields in rows]
+    if all(abs(total - 100) <= 100 * SUM_TOLERANCE for total in totals):
+        return "; these are percent: divide them by 100"
+    if all(abs(total - 1) > SUM_TOLERANCE for total in totals):
+        return "; no run has shares: is this the file of the shares, and are all of its other columns left out?"
+    return ""
 
 
 def note_unit(kind: str, losses: Sequence[str], loss_unit: str) -> list[str]:

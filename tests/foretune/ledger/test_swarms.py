@@ -60,6 +60,9 @@ def test_rows_are_joined_by_name_and_columns_that_tell_nothing_are_left(tmp_path
         {"code": 0.9, "loss": 1.2},
     ]
     assert {"name", "index", "Unnamed: 0"} <= set(imported.unused)
+    # one domain and one metric are called alike: each is told with its file
+    assert imported.resolved["ratios.csv: code"] == "mix/code"
+    assert imported.resolved["metrics.csv: code"] == "loss/code"
     assert any("by its name code, loss need not be in bits per byte" in note for note in imported.notes)
     nats = load(tmp_path, ratios, metrics, constants={**SIZE, "loss_unit": "nats_per_token"})
     assert {record.loss_unit for record in nats.records} == {"nats_per_token"}
@@ -78,6 +81,8 @@ def test_the_files_of_regmix_are_read(tmp_path: Path) -> None:
     assert imported.records[1].loss_by_domain == {"the_pile_pile_cc": 4.5}
     assert imported.records[1].loss_unit == "nats_per_token"
     assert "metric/train_loss" in imported.unused
+    with pytest.raises(InputError, match=r"--metrics: .*train_mixture_1m.csv is the file of the shares"):
+        import_runs(file, study="s", format="regmix", constants=SIZE, metrics=file)
     losses.rename(tmp_path / "losses.csv")
     with pytest.raises(InputError, match=r"looked at .*train_pile_loss_1m.csv\).*--metrics FILE"):
         import_runs(file, study="s", format="regmix", constants=SIZE)
@@ -94,6 +99,12 @@ def test_the_files_of_regmix_are_read(tmp_path: Path) -> None:
         (RATIOS, METRICS + "run_003,1,1,1\n", r"metrics.csv: line 5: run run_003 again, as in line 4"),
         (RATIOS.replace("0.45", "0.40"), METRICS, r"run run_001: shares .* add up to 1 within 0.01, got 0.95"),
         (RATIOS.replace("0.45,0.30", "1.25,-0.5"), METRICS, r"run run_001: shares must lie between 0 and 1"),
+        (
+            "run,a,b\nrun_001,40,60\nrun_002,50,50\nrun_003,0.5,99.5\n",
+            METRICS,
+            r"run run_003: .* got b 99.5\n.*divide them by 100",
+        ),
+        (METRICS, RATIOS, r"got arc_challenge_bpb 1.23, mmlu_stem_bpb 1.45\n(.*\n)*.*is this the file of the shares"),
         (RATIOS, METRICS.replace("0.91", "nan"), r"run run_002: no finite value of hellaswag_bpb; .*=ignore"),
         (
             RATIOS,
@@ -125,6 +136,7 @@ def test_names_with_slashes_and_colons_are_kept(tmp_path: Path) -> None:
 def test_a_metric_may_be_left_out_or_renamed_by_the_name_in_its_file(tmp_path: Path) -> None:
     metrics = METRICS.replace("0.91", "nan")
     imported = load(tmp_path, RATIOS, metrics, column_map={"hellaswag_bpb": "ignore", "mmlu_stem_bpb": "loss/stem"})
+    assert imported.unused == ("metrics.csv: hellaswag_bpb",)
     assert imported.records[1].loss_by_domain == {"arc_challenge_bpb": 1.15, "stem": 1.38}
     both = load(tmp_path, RATIOS, METRICS.replace("hellaswag_bpb", "arxiv"), column_map={"loss/arxiv": "ignore"})
     assert set(both.records[0].loss_by_domain) == {"arc_challenge_bpb", "mmlu_stem_bpb"}

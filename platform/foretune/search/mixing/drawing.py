@@ -72,7 +72,8 @@ def draw_check(rows: Sequence[Row], ax: Axes) -> Axes:
     ax.set_xticks(range(len(scales)), scales)
     ax.set(xlabel="scale of the check", ylabel="objective beside the natural mixture (%)")
     ax.set_xlim(-0.5, len(scales) - 0.5)
-    ax.legend(frameon=False, fontsize="small")
+    # above: the markers of a legend inside read as points of the check
+    ax.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(BARS))
     return ax
 
 

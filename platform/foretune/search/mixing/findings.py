@@ -8,7 +8,7 @@ from typing import Any
 
 from foretune.quantities import format_count
 from foretune.repetition import count_domain_tokens
-from foretune.search.comparing import Comparison, Noise, compare, measure_noise
+from foretune.search.comparing import LEVEL, Comparison, Noise, compare, measure_noise
 from foretune.search.interface import Findings, History
 from foretune.search.mixing.advice import advise
 from foretune.search.mixing.course import (
@@ -69,7 +69,7 @@ def _describe(course: Course, advice: Advice, noise: Noise | None) -> str:
     )
     probability = estimate_certainty(advice, noise)
     gain = (
-        f"At {course.target.name} the expected objective is {advice.loss:.4f}, {advice.gain:.4f} "
+        f"At {course.target.name} the expected objective is {advice.loss:.4f} nats per token, {advice.gain:.4f} "
         f"(standard deviation {advice.gain_sd:.4f}) below that of the natural mixture; "
     )
     if is_same_mixture(advice.shares, course.natural):
@@ -162,7 +162,8 @@ def _judge(course: Course, advice: Advice, checks: Sequence[Row]) -> str:
     rows = [row for row in checks if row["mixture"] == "recommended"]
     if len({row["scale"] for row in rows}) < len(course.checks) or any(row["verdict"] == "under way" for row in rows):
         return "The check at larger scales has not ended: do not use what is recommended yet."
-    told = f"its objective beside the natural one's: {'; '.join(map(_describe_check, rows))}"
+    level = f"{100 * LEVEL:g} % intervals{' of all together' if len(rows) > 1 else ''}"
+    told = f"its objective beside the natural one's, {level}: {'; '.join(map(_describe_check, rows))}"
     if any(row["verdict"] == TOO_FEW for row in rows):
         advised = "give [search.space] seed more values and raise [search] runs"
         return f"Keep the natural mixture until more is known of the recommended one ({told}): {advised}."

@@ -15,6 +15,8 @@ from scalelaws.mixtures.optimum import EDGE, FAR_FROM_RUNS, measure_distance
 
 NEARBY, ABROAD = 300, 100
 """Mixtures among which each draw of the posterior has its optimum, around the recommended one and elsewhere."""
+RESOLVED = 1e-4
+"""Nats per token that no one can measure: reruns of one setting differ by .0005 at best (allenai/OLMo-ladder)."""
 Fit = Callable[[MixingProblem, Observed], MixtureBelief]
 """Problem, runs so far -> what they tell."""
 QUANTILES = (0.05, 0.95)
@@ -89,6 +91,15 @@ def _list_choices(
     return np.concatenate([best[None], surround(region, best, NEARBY, rng), spread_mixtures(region, ABROAD, rng)])
 
 
+def _tell_regret(regret: float) -> str:
+    """What another mixture may be better by: billionths of a nat, as tight bounds leave, are told as less than can be
+    measured."""
+    level = f"{100 * REGRET_QUANTILE:.0f} %"
+    if regret < RESOLVED:
+        return f"No other mixture within the bounds is better by {RESOLVED:g} nats per token ({level})."
+    return f"Another mixture may be better by up to {regret:.2g} nats per token ({level})."
+
+
 def _tell(problem: MixingProblem, observed: Observed, shares: FloatArray, regret: float) -> str:
     """What to know before the mixture is used, in sentences."""
     known, target = observed.known, problem.fidelities[problem.target].name
@@ -98,7 +109,7 @@ def _tell(problem: MixingProblem, observed: Observed, shares: FloatArray, regret
         sentences.append(
             f"None is at {target}: the order of the mixtures is that of smaller proxies, the loss a guess."
         )
-    sentences.append(f"Another mixture may be better by up to {regret:.2g} ({100 * REGRET_QUANTILE:.0f} %).")
+    sentences.append(_tell_regret(regret))
     outside = measure_distance(shares, observed.shares[known])[1]
     if outside > FAR_FROM_RUNS:
         sentences.append(

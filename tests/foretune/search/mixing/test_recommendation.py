@@ -100,6 +100,14 @@ def test_intervals_of_the_shares_hold_the_optimum() -> None:
     assert np.mean(held) >= 0.75
 
 
+def test_a_single_mixture_within_the_bounds_leaves_none_to_be_better() -> None:
+    held = dict.fromkeys(ALONE.domains, 0.25)
+    fixed = replace(ALONE, minimum=held, maximum=held)
+    found = recommend(fixed, observe(12, 3, 0.005), np.random.default_rng(0))
+    assert "No other mixture within the bounds is better by 0.0001 nats per token (90 %)" in found.message
+    assert "may be better by up to" in recommend(ALONE, observe(12, 3, 0.005), np.random.default_rng(0)).message
+
+
 def test_more_runs_narrow_the_intervals() -> None:
     widths = []
     for count in (12, 60):

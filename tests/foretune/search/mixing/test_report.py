@@ -114,7 +114,10 @@ def test_the_answer_and_the_report_tell_the_mixture(study: Study, ledger: Ledger
     for told in ("Use the recommended mixture", "Noise floor", "Cost by scale", "epochs of the target"):
         assert told in page
     assert (tmp_path / "figures" / "mixture.png").stat().st_size > 10_000
-    assert "Recommended for the mean held-out loss of all domains: code" in summarize_answer(answer)
+    told = summarize_answer(answer)
+    assert "Recommended for the mean held-out loss of all domains: code" in told
+    assert "nats per token" in told
+    assert "beside the natural one's, 95 % intervals: -" in told
 
 
 def test_figures_show_what_was_found(study: Study, ledger: Ledger) -> None:
@@ -123,7 +126,11 @@ def test_figures_show_what_was_found(study: Study, ledger: Ledger) -> None:
     data, ax = findings.data["mixture"], Figure().subplots()
     heights = [bar.get_height() for bar in draw_shares(data["shares"], ax).patches]
     assert heights[:4] == pytest.approx([0.8, 0.2, *findings.settings["mixture"].values()])
-    natural, recommended = draw_check(data["checks"], Figure().subplots()).lines[:2]
+    check = draw_check(data["checks"], Figure().subplots())
+    natural, recommended = check.lines[:2]
+    legend = check.get_legend()
+    assert legend is not None
+    assert legend.get_window_extent().y0 >= check.get_window_extent().y1  # a marker inside would read as a point
     assert natural.get_ydata() == pytest.approx([0.0, 0.0])
     assert recommended.get_ydata()[0] < -1
     shown = draw_costs(data["costs"], Figure().subplots())
