@@ -54,11 +54,13 @@ class Bilevel(Strategy):
         skipped: list[Skipped] = []
         new: list[Decision] = []
         known = {decision.details["scale"]: decision for decision in history.decisions}
+        waits = False
         for scale in _list_rungs(study):
             learners = _ask_learners(study, scale, corpus)
             decision = known.get(scale.name) or _decide(scale, learners, history.results)
             if decision is None:
                 specs += learners
+                waits |= any(spec.run_id not in history.results for spec in learners)
                 continue
             passed_over = decision.details.get("passed_over", ())  # the first decisions that were kept do not say
             specs += [spec for spec in learners if spec.run_id not in passed_over]
@@ -70,7 +72,7 @@ class Bilevel(Strategy):
                 else:
                     specs.append(spec)
         decisions = number_decisions(history.decisions, new)
-        return Asked(tuple(specs), tuple(skipped), decisions, finished=len(decisions) == len(_list_rungs(study)))
+        return Asked(tuple(specs), tuple(skipped), decisions, finished=not waits)
 
     def expect(self, study: Study, corpus: CorpusFacts) -> list[RunSpec]:
         """The learned mixture is not known before; another one costs the same."""

@@ -124,7 +124,7 @@ def test_a_scale_whose_runs_all_failed_is_tried_again_by_the_next_launch() -> No
     study = make_study()
     first = ask(study)
     failed = ask(study, go_on(first, History(), status=RunStatus.FAILED))
-    assert (failed.specs, failed.finished, failed.decisions) == (first.specs, False, ())
+    assert (failed.specs, failed.finished, failed.decisions) == (first.specs, True, ())
     again = ask(study, go_on(first, History({}, failed.decisions)))
     assert [item.kind for item in again.decisions] == ["mixture"]
 
