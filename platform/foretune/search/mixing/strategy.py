@@ -115,10 +115,10 @@ def _conclude(course: Course, trials: list[Trial], advice: list[Advice], results
         fields: Fields = {"kind": "confirm", "scale": course.target.name, "planned": course.study.search.runs}
         fields["searched"] = _count_searched(trials)
         return [trial.decide() for trial in _spread_seeds(course, trials, [found.shares], fields)]
-    return [found.decide(), *(trial.decide() for trial in _list_checks(course, found))]
+    return [found.decide(), *(trial.decide() for trial in list_checks(course, found))]
 
 
-def _list_checks(course: Course, advice: Advice) -> list[Trial]:
+def list_checks(course: Course, advice: Advice) -> list[Trial]:
     """The larger runs of every mixture that is compared, each mixture once."""
     unlike: dict[str, Mapping[str, float]] = {"recommended": advice.shares}
     if not is_same_mixture(course.natural, advice.shares):

@@ -121,9 +121,9 @@ def test_the_planted_optimum_is_recommended(played: Play) -> None:
     excess = [expect_objective(advice.shares) / expect_objective(best) - 1 for advice in advices]
     assert expect_objective(NATURAL) / expect_objective(best) - 1 > 0.15
     assert sorted(excess)[1] < 0.001  # the noise of a run
-    assert max(excess) < 0.01
+    assert max(excess) < 0.006
     held = [advice.low[name] <= best[name] <= advice.high[name] for advice in advices for name in DOMAINS]
-    assert sum(held) >= 6  # of 9: with intervals of 90 % fewer in 1 % of such trios
+    assert sum(held) >= 6  # shares of a study are missed together: at 90 % more than one study of three misses in 3 %
     assert all(advice.probability > 0.99 for advice in advices)
 
 
